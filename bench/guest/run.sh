@@ -32,8 +32,8 @@ USAGE
 say() { printf 'guest: %s\n' "$*" >&2; }
 die() { printf 'guest: error: %s\n' "$*" >&2; exit 1; }
 
-dir= action=poweroff interactive= cache=writeback aio=threads disk= overlay=
-accel=tcg memory=256 timeout=300 log= serial= pid_file=
+dir="" action=poweroff interactive="" cache=writeback aio=threads disk="" overlay=""
+accel=tcg memory=256 timeout=300 log="" serial="" pid_file=""
 while (($#)); do
     case $1 in
         --action) action=${2:?}; shift 2 ;;
@@ -78,6 +78,7 @@ if [[ -n $overlay ]]; then
     disk=$overlay format=qcow2
 fi
 
+# shellcheck disable=SC2054 # the commas are QEMU's
 qemu=(qemu-system-x86_64 -machine "q35,accel=$accel" -m "$memory" -smp 1
     -nodefaults -no-user-config -no-reboot -display none
     -kernel "$dir/vmlinuz" -initrd "$dir/initrd.img"

@@ -1,0 +1,62 @@
+# GridVFS. `make` lists the targets; each is one command on a fresh machine.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+# PROFILE=release tests what is shipped, at the price of a longer build.
+PROFILE ?= dev
+CARGO ?= cargo
+
+# Where rustup puts cargo, and where Debian puts mke2fs, sshd and ip, none of
+# which an ordinary user's PATH need name.
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
+
+DEPS := tests/support/deps.sh
+SCRIPTS := .ci/run bench/demo.sh $(wildcard tests/support/*.sh bench/guest/*)
+
+.DEFAULT_GOAL := help
+.PHONY: help deps deps-bench build demo test bench-link fmt lint clean install
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+deps: ## Install what is missing from the distribution (uses sudo when not root)
+	@$(DEPS) build demo test
+
+deps-bench: ## The same, with the programs that the benchmarks compare with
+	@$(DEPS) build demo test bench
+
+build: ## Build everything, optimised, into target/release
+	@$(DEPS) build
+	$(CARGO) build --release --workspace
+
+demo: ## Boot a small VM whose disk lies behind an emulated 32 ms link
+	@$(DEPS) build demo
+	$(CARGO) build --release --workspace
+	@bench/demo.sh
+
+test: ## Formatting, lints and all tests; says which tests were skipped
+	@$(DEPS) build test
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --profile $(PROFILE) -- -D warnings
+	$(CARGO) build --workspace --bins --profile $(PROFILE)
+	@tests/support/run-tests.sh --profile $(PROFILE)
+
+bench-link: ## Measure sequential transfer over the emulated link against iperf3
+	@$(DEPS) build test bench
+	$(CARGO) build --release --workspace
+	@bench/link.sh
+
+fmt: ## Format the source
+	$(CARGO) fmt --all
+
+lint: ## Lints only: clippy, and shellcheck where it is installed
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); \
+	else echo "shellcheck is not installed: the shell scripts were not checked"; fi
+
+clean: ## Remove everything that was built, guests included
+	$(CARGO) clean
+
+install: ## Install into $(DESTDIR)$(PREFIX) what `make build` built
+	@test -x target/release/gridvfs || { echo "nothing to install: run 'make build' first" >&2; exit 1; }
+	install -D -m 755 target/release/gridvfs $(DESTDIR)$(PREFIX)/bin/gridvfs
