@@ -140,7 +140,8 @@ busybox=$(command -v busybox || true)
 if [[ -z $busybox ]] || ldd "$busybox" >/dev/null 2>&1; then
     say "downloading busybox-static"
     fetch busybox-static "$work/busybox"
-    busybox=$(find "$work/busybox" -name busybox -type f | head -n 1)
+    busybox=$(find "$work/busybox" -path '*/bin/busybox' -type f | head -n 1)
+    [[ -x $busybox ]] || die "busybox-static holds no busybox"
 fi
 
 # --- Modules ----------------------------------------------------------------
@@ -194,7 +195,8 @@ for path in ${load_order[@]+"${load_order[@]}"}; do
     unpacked_copy "$module_root/$path" "$ramfs/modules/$plain"
     number=$((number + 1))
 done
-(cd "$ramfs" && find . | LC_ALL=C sort | "$busybox" cpio -o -H newc -R 0:0 2>/dev/null | gzip -1 -n) >"$work/initrd.img"
+(cd "$ramfs" && find . | LC_ALL=C sort | "$busybox" cpio -o -H newc -R 0:0 2>"$work/cpio.log" | gzip -1 -n) >"$work/initrd.img" ||
+    die "busybox cpio: $(tail -n 1 "$work/cpio.log")"
 
 # --- Root disk --------------------------------------------------------------
 

@@ -29,6 +29,7 @@ demo test bench | qemu-utils    | qemu-img            | tests that compare disk 
 demo test bench | e2fsprogs     | mke2fs              | the demo and tests that boot a guest
 demo test bench | xz-utils      | xz                  | the demo and tests that boot a guest
 demo test bench | zstd          | zstd                | the demo and tests that boot a guest
+demo test bench | kmod          | depmod              | the demo and tests that boot a guest
 demo test bench | iproute2      | ip                  | tests on an emulated WAN
 demo test bench | util-linux    | nsenter             | tests on an emulated WAN
 demo test bench | procps        | ps                  | tests that cut links or end processes
@@ -266,7 +267,7 @@ provide_rust() {
         # toolchain is somebody's choice.
         if command -v rustup >/dev/null && [[ -z $(rust_version) ]]; then
             say "rustup default stable"
-            rustup default stable >"$log" 2>&1 || complain "rustup: $(tail -n 1 "$log")"
+            rustup default stable >"$log" 2>&1 || complain "rustup: $(tail -n 1 "$log" | cut -c1-200)"
         fi
     fi
     if ! rust_is_enough; then

@@ -48,7 +48,7 @@ in_netns() { if [[ -n $netns ]]; then nsenter --net="$netns" "$@"; else "$@"; fi
 running() {
     local pid
     pid=$(cat "$dir/ganesha.pid" 2>/dev/null) || return 1
-    [[ -n $pid ]] && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$dir/ganesha.conf" && echo "$pid"
+    [[ -n $pid ]] && { tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -qF "$dir/ganesha.conf" && echo "$pid"
 }
 
 rpcbind_answers() { [[ -S /run/rpcbind.sock ]] && rpcinfo -s >/dev/null 2>&1; }
@@ -108,6 +108,12 @@ free_port() { # below the range that the kernel hands out to clients
 }
 
 write_configuration() {
+    local tolerances=
+    # From release 5 it insists on a capability that containers do not give;
+    # release 4 does not know the setting and would refuse it.
+    if (($(ganesha.nfsd -v 2>/dev/null | sed -n 's/.*Release = V\([0-9]*\).*/\1/p') >= 5)); then
+        tolerances="    Allow_Set_Io_Flusher_Fail = true;"$'\n'
+    fi
     cat >"$dir/ganesha.conf" <<CONF
 NFS_CORE_PARAM {
     NFS_Port = $port;
@@ -119,7 +125,7 @@ NFS_CORE_PARAM {
     # Answers are resent from the duplicate request cache, as servers do.
     DRC_Disabled = false;
     Plugins_Dir = "$plugins";
-}
+$tolerances}
 EXPORT {
     Export_Id = 1;
     Path = "$export_path";

@@ -48,7 +48,7 @@ PATH=$PATH:/usr/sbin:/sbin
 running() {
     local pid
     pid=$(cat "$dir/sshd.pid" 2>/dev/null) || return 1
-    [[ -n $pid ]] && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$dir/sshd_config" && echo "$pid"
+    [[ -n $pid ]] && { tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -qF "$dir/sshd_config" && echo "$pid"
 }
 
 descendants() {
