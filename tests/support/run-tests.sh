@@ -20,7 +20,7 @@ if [[ -n $skipped ]]; then
     echo "$(wc -l <<<"$skipped") tests were skipped here:"
     # shellcheck disable=SC2001 # a prefix on each of several lines
     sed 's/^SKIPPED: /  SKIPPED  /' <<<"$skipped"
-else
+elif ((!status)); then
     echo "No test was skipped."
 fi
 passed=$(awk '/^test result: / { n += $4 } END { print n + 0 }' "$log")
