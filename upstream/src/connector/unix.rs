@@ -1,0 +1,41 @@
+//! Channels over a unix socket.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use tokio::net::UnixStream;
+
+use super::{Channel, ConnectError, Connector, Terms};
+
+/// Opens channels to a unix socket.
+#[derive(Clone, Debug)]
+pub struct UnixConnector {
+    path: PathBuf,
+}
+
+impl UnixConnector {
+    /// Makes a connector to the socket at `path`.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+}
+
+#[async_trait]
+impl Connector for UnixConnector {
+    async fn connect(&self, _stripe: usize) -> Result<Channel, ConnectError> {
+        let stream = UnixStream::connect(&self.path).await.map_err(|error| {
+            let text = format!("{}: {error}", self.path.display());
+            match error.kind() {
+                std::io::ErrorKind::PermissionDenied => ConnectError::Fatal(text),
+                // The socket of a proxy that is being restarted is absent for a moment.
+                _ => ConnectError::Transient(text),
+            }
+        })?;
+        let (reader, writer) = stream.into_split();
+        Ok(Channel::new(reader, writer, Terms::plain()))
+    }
+
+    fn describe(&self) -> String {
+        self.path.display().to_string()
+    }
+}
