@@ -18,6 +18,7 @@ mod mount;
 mod options;
 mod record;
 mod rpc;
+pub mod ssh;
 
 pub use client::NfsClient;
 pub use connector::{
