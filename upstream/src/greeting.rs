@@ -85,7 +85,7 @@ impl Greeting {
 
     /// Returns the root's file handle.
     pub fn root_handle(&self) -> Option<FileHandle> {
-        if self.root.len() % 2 != 0 || !self.root.is_ascii() {
+        if !self.root.len().is_multiple_of(2) || !self.root.is_ascii() {
             return None;
         }
         let bytes: Option<Vec<u8>> = (0..self.root.len())
