@@ -59,11 +59,11 @@ impl Pending {
         loop {
             let (record, sent) = self.arrival().await?;
             let mut decoder = Decoder::new(record);
-            let decoded = ReplyHeader::decode(&mut decoder).and_then(|header| match header.outcome
-            {
-                Ok(()) => decode(&mut decoder).map(Ok),
-                Err(refusal) => Ok(Err(refusal)),
-            });
+            let decoded =
+                ReplyHeader::decode(&mut decoder).and_then(|header| match header.outcome {
+                    Ok(()) => decode(&mut decoder).map(Ok),
+                    Err(refusal) => Ok(Err(refusal)),
+                });
             match decoded {
                 Ok(Ok(results)) => return Ok(Reply { results, retransmitted: sent.unsafely }),
                 // The key was that of a session that has since been replaced by a new one.

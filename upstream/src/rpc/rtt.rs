@@ -45,7 +45,7 @@ impl RoundTrips {
     pub fn limit(&self, class: CallClass, min: Duration, max: Duration) -> Duration {
         let estimate = &self.classes[class as usize];
         let limit = estimate.smoothed.unwrap_or_default() + estimate.variation * 4;
-        limit.clamp(min, max)
+        limit.min(max).max(min)
     }
 }
 

@@ -185,9 +185,7 @@ fn deliver(
     record: Bytes,
     pulse: &Pulse,
 ) -> Result<(), (String, Option<u32>)> {
-    let word = |at: usize| {
-        record.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes)
-    };
+    let word = |at: usize| record.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);
     let (Some(xid), direction) = (word(0), word(4)) else {
         return Err(("a reply of less than four bytes".into(), None));
     };

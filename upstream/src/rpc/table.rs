@@ -296,8 +296,7 @@ impl Table {
                 None => Sent { at: now, times: 1, generation: terms.generation, unsafely: false },
                 Some(before) => {
                     resent += 1;
-                    let remembered =
-                        terms.replay_cache && terms.generation == before.generation;
+                    let remembered = terms.replay_cache && terms.generation == before.generation;
                     Sent {
                         at: now,
                         times: before.times.saturating_add(1),
@@ -307,7 +306,8 @@ impl Table {
                 }
             };
             let doublings = sent.times.min(16) - 1;
-            call.due = Some(now + limit.saturating_mul(1 << doublings).min(timing.resend_max));
+            let wait = limit.saturating_mul(1 << doublings);
+            call.due = Some(now + wait.min(timing.resend_max.max(limit)));
             call.sent = Some(sent);
             batch.push(Item::Call(xid, call.request.clone()));
         }

@@ -10,6 +10,9 @@ use gridvfs_vfs::{Error, Status, Vfs, nfs3};
 use super::model::{ROOT, handle};
 use super::server::{Act, Scripted, Server, caller, quick};
 
+/// The bytes of a READ reply before its count: RPC header, status, attributes.
+const READ_REPLY_HEAD: usize = 24 + 4 + 88;
+
 /// Lies once about a READ, and expects the truth all the same.
 async fn read_is_right_after(lie: Act) {
     let server = Server::new(move |call| match call.procedure {
@@ -73,7 +76,7 @@ async fn a_server_that_lies_on_is_found_out() {
     let lies: [(&str, Act); 7] = [
         ("truncated", Act::Garble(|reply| reply.truncate(60))),
         ("result cut", Act::Garble(|reply| reply.truncate(24))),
-        ("huge length", Act::Garble(|reply| reply[24 + 88..].fill(0xff))),
+        ("huge length", Act::Garble(|reply| reply[READ_REPLY_HEAD + 8..].fill(0xff))),
         ("wrong number", Act::Garble(|reply| reply[0] ^= 0x80)),
         ("call as reply", Act::Garble(|reply| reply[7] = 0)),
         ("oversize", Act::Raw(vec![0xff; 8])),
@@ -102,8 +105,7 @@ async fn more_data_than_asked_for_is_refused() {
     let script = Server::new(|call| match call.procedure {
         // 100 bytes for 10: the length words say so consistently.
         nfs3::READ => Act::Garble(|reply| {
-            let at = 24 + 4 + 88 - 4;
-            reply.truncate(at);
+            reply.truncate(READ_REPLY_HEAD);
             for word in [100u32, 1, 100] {
                 reply.extend(word.to_be_bytes());
             }
@@ -126,8 +128,7 @@ async fn an_end_of_file_in_the_middle_is_not_believed() {
     // The data cut short and flagged as the end; the attributes know better.
     let server = Server::new(|call| match call.procedure {
         nfs3::READ if call.before == 0 => Act::Garble(|reply| {
-            let at = 24 + 4 + 88 - 4;
-            reply.truncate(at);
+            reply.truncate(READ_REPLY_HEAD);
             for word in [0u32, 1, 0] {
                 reply.extend(word.to_be_bytes());
             }
@@ -146,8 +147,7 @@ async fn an_end_of_file_in_the_middle_is_not_believed() {
 async fn a_read_that_brings_nothing_for_ever_is_an_error() {
     let server = Server::new(|call| match call.procedure {
         nfs3::READ => Act::Garble(|reply| {
-            let at = 24 + 4 + 88 - 4;
-            reply.truncate(at);
+            reply.truncate(READ_REPLY_HEAD);
             for word in [0u32, 0, 0] {
                 reply.extend(word.to_be_bytes());
             }

@@ -18,7 +18,10 @@ async fn many_calls_are_in_flight_on_each_stripe() {
         });
         let data: Vec<u8> = (0..1 << 20).map(|at: u32| (at >> 8) as u8 ^ at as u8).collect();
         let file = server.model.lock().add_file("f", data.clone());
-        let client = server.client(quick(stripes)).await;
+        let mut options = quick(stripes);
+        options.timing.resend = Duration::from_secs(60);
+        options.timing.resend_max = Duration::from_secs(60);
+        let client = server.client(options).await;
         let mut tasks = tokio::task::JoinSet::new();
         for at in 0..calls {
             let client = client.clone();

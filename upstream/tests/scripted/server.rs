@@ -51,8 +51,6 @@ pub enum Act {
 /// A call as the script sees it.
 pub struct Seen {
     pub procedure: u32,
-    pub program: u32,
-    pub xid: u32,
     /// How many calls of this procedure came before it.
     pub before: u64,
     /// How many times this very call came before.
@@ -126,8 +124,6 @@ impl Server {
         };
         Seen {
             procedure: header.procedure,
-            program: header.program,
-            xid: header.xid,
             before: increment(&self.counts, header.procedure),
             repeats: increment(&self.arrivals, header.xid),
             machine_name: header.credential.auth_sys().expect("AUTH_SYS").machine_name,
@@ -187,7 +183,7 @@ impl Server {
             ReplyHeader { xid: header.xid, outcome }.encode(&mut reply);
             [reply.into_vec(), rest.to_vec()].concat()
         };
-        let mut send = |bytes, close| drop(replies.send((bytes, close)));
+        let send = |bytes, close| drop(replies.send((bytes, close)));
         match act {
             Act::Ignore => {}
             Act::Refuse(refusal) => send(whole(refused(Err(refusal), &[])), false),
