@@ -15,9 +15,8 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn processor_seconds() -> Result<f64, Failure> {
     let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)?;
-    let seconds = |time: nix::sys::time::TimeVal| {
-        time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6
-    };
+    let seconds =
+        |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
     Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
 }
 
@@ -38,7 +37,9 @@ async fn main() -> Result<(), Failure> {
     let size = client.fsinfo(&me, &root).await?.read_max;
     let attr = SetAttr { mode: Some(0o600), ..SetAttr::default() };
     let file = match what.as_str() {
-        "write" => client.create(&me, &root, name.as_bytes(), &CreateHow::Unchecked(attr)).await?.handle,
+        "write" => {
+            client.create(&me, &root, name.as_bytes(), &CreateHow::Unchecked(attr)).await?.handle
+        }
         _ => Some(client.lookup(&me, &root, name.as_bytes()).await?.handle),
     };
     let file = file.ok_or("no handle")?;
@@ -80,7 +81,11 @@ async fn main() -> Result<(), Failure> {
     }
     let (took, spent) = (began.elapsed().as_secs_f64(), processor_seconds()? - spent);
     if what == "getattr" {
-        println!("{:.0} calls/s, {:.1} us of processor each", calls as f64 / took, spent * 1e6 / calls as f64);
+        println!(
+            "{:.0} calls/s, {:.1} us of processor each",
+            calls as f64 / took,
+            spent * 1e6 / calls as f64
+        );
     } else {
         let moved = (calls * u64::from(size)) as f64;
         println!(

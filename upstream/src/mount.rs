@@ -70,9 +70,7 @@ impl MountTarget {
             }
             MountReply::Failed(status) => {
                 let why = match status {
-                    Status::ACCES | Status::PERM => {
-                        "the server does not export it to this machine"
-                    }
+                    Status::ACCES | Status::PERM => "the server does not export it to this machine",
                     Status::NOENT => "there is no such export on the server",
                     Status::NOTDIR => "it is not a directory",
                     Status::NAMETOOLONG => "the path is too long",

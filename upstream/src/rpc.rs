@@ -214,7 +214,8 @@ impl RpcClient {
         let mut first = Some(first);
         let stripes = (0..stripes)
             .map(|index| {
-                let task = stripe::supervise(shared.clone(), connector.clone(), index, first.take());
+                let task =
+                    stripe::supervise(shared.clone(), connector.clone(), index, first.take());
                 tokio::spawn(task).abort_handle()
             })
             .collect();

@@ -63,7 +63,9 @@ impl Ganesha {
         let path = self.export();
         let root = MountTarget::mount(&self.connector("mount_port"), &root_caller(), &path).await;
         let connector = Arc::new(self.connector("port"));
-        NfsClient::connect_with_root(connector, root.expect("mounts"), options).await.expect("connects")
+        NfsClient::connect_with_root(connector, root.expect("mounts"), options)
+            .await
+            .expect("connects")
     }
 }
 
@@ -88,7 +90,8 @@ async fn every_procedure_works() {
     assert!(client.fsstat(&me, &root).await.expect("fsstat").total_bytes > 0);
     assert!(client.pathconf(&me, &root).await.expect("pathconf").name_max >= 255);
 
-    let made = client.create(&me, &root, b"f\xff", &CreateHow::Exclusive([5; 8])).await.expect("create");
+    let made =
+        client.create(&me, &root, b"f\xff", &CreateHow::Exclusive([5; 8])).await.expect("create");
     let again = client.create(&me, &root, b"f\xff", &CreateHow::Exclusive([5; 8])).await;
     assert_eq!(again.expect("the same call").handle, made.handle);
     let file = made.handle.expect("told");

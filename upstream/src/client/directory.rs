@@ -59,8 +59,7 @@ impl NfsClient {
                 dir_count: size,
                 max_count: size,
             };
-            let mut request =
-                self.request(caller, nfs3::READDIRPLUS, &arguments, CallClass::Read);
+            let mut request = self.request(caller, nfs3::READDIRPLUS, &arguments, CallClass::Read);
             request.reply_bytes = size as usize;
             match self.exchange::<DirPage>(request).await.map_err(Error::from) {
                 Ok(answer) if answer.result != Err(Status::NOTSUPP) => {

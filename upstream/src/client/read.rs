@@ -58,13 +58,7 @@ impl NfsClient {
         Ok(ReadData { data: whole.freeze(), eof: false, attr })
     }
 
-    fn read_request(
-        &self,
-        caller: &Caller,
-        file: &FileHandle,
-        offset: u64,
-        count: u32,
-    ) -> Request {
+    fn read_request(&self, caller: &Caller, file: &FileHandle, offset: u64, count: u32) -> Request {
         let arguments = nfs3::ReadArgs { file: *file, offset, count };
         let mut request = self.request(caller, nfs3::READ, &arguments, CallClass::Read);
         request.reply_bytes = count as usize;
@@ -99,7 +93,11 @@ impl NfsClient {
         while !read.eof && whole.len() < count as usize {
             if empty > EMPTY_READS_MAX {
                 let text = format!("READ brings nothing at {} of a longer file", whole.len());
-                return if whole.is_empty() { Err(Error::Protocol(text)) } else { break_off(whole, attr) };
+                return if whole.is_empty() {
+                    Err(Error::Protocol(text))
+                } else {
+                    break_off(whole, attr)
+                };
             }
             if empty > 0 {
                 tokio::time::sleep(EMPTY_READ_PAUSE * (1 << (empty - 1))).await;

@@ -20,7 +20,10 @@
 //!
 //! All others may be executed twice without harm. What remains: an object that somebody else made
 //! in the same instant and that looks the same counts as ours, and a name that somebody else made
-//! anew between both executions is removed with the old one. Linux's own client behaves so.
+//! anew between both executions is removed with the old one. And a plain server that hung may
+//! execute what it received on a connection that was given up after it has answered the repetition,
+//! in whatever order: nothing in NFSv3 can recall it. Our own proxies drop the second of two equal
+//! calls. Linux's own client is in the same position.
 //! A question that fails, for whatever reason, leaves the error as it was.
 
 use std::sync::atomic::Ordering;
@@ -139,10 +142,7 @@ impl NfsClient {
             return None;
         }
         self.recognised();
-        Some(Linked {
-            attr: Some(attr),
-            dir_wcc: Wcc { before: None, after: entry.dir_attr },
-        })
+        Some(Linked { attr: Some(attr), dir_wcc: Wcc { before: None, after: entry.dir_attr } })
     }
 
     pub(super) fn replayed_remove(&self) -> Wcc {

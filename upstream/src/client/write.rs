@@ -140,7 +140,9 @@ fn joined(first: Written, second: Written) -> Written {
         false => crate::rpc::random_u64().to_ne_bytes(),
     };
     let newer = |a, b| match (a, b) {
-        (Some(a), Some(b)) => Some(std::cmp::max_by_key(a, b, |attr: &gridvfs_vfs::Attr| attr.ctime)),
+        (Some(a), Some(b)) => {
+            Some(std::cmp::max_by_key(a, b, |attr: &gridvfs_vfs::Attr| attr.ctime))
+        }
         (a, b) => a.or(b),
     };
     Written {
@@ -158,12 +160,8 @@ mod tests {
 
     #[test]
     fn writes_around_a_restart_get_a_verifier_of_their_own() {
-        let write = |verifier, committed| Written {
-            count: 5,
-            committed,
-            verifier,
-            wcc: Wcc::default(),
-        };
+        let write =
+            |verifier, committed| Written { count: 5, committed, verifier, wcc: Wcc::default() };
         let same = joined(write([1; 8], Stability::Unstable), write([1; 8], Stability::FileSync));
         assert_eq!(same, Written { count: 10, ..write([1; 8], Stability::Unstable) });
         let other = joined(write([1; 8], Stability::Unstable), write([2; 8], Stability::Unstable));

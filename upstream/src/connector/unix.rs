@@ -39,3 +39,22 @@ impl Connector for UnixConnector {
         self.path.display().to_string()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::KeyedConnector;
+
+    #[tokio::test]
+    async fn a_socket_is_reached_with_the_key_once_it_is_there() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("socket");
+        let connector = KeyedConnector::new(UnixConnector::new(path.clone()), "0123".into());
+        let missing = connector.connect(0).await.err();
+        assert!(matches!(missing, Some(ConnectError::Transient(_))), "{missing:?}");
+        let _listener = tokio::net::UnixListener::bind(&path).expect("listens");
+        let channel = connector.connect(0).await.expect("connects");
+        assert_eq!(channel.terms.machine_name, "0123");
+        assert!(channel.terms.extensions && !channel.terms.replay_cache);
+    }
+}

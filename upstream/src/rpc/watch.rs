@@ -2,7 +2,9 @@
 //!
 //! A slow server is no dead one. A channel is given up only when it was silent for
 //! [`Timing::silence`] with calls outstanding, was then asked for a sign of life by a NULL call,
-//! and not a single byte has come for as long again.
+//! and not a single byte has come for as long again. That time is counted in looks, between which
+//! the channel is read, and not by the clock: after this machine has slept or was too busy, what
+//! came meanwhile is seen first.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -89,11 +91,12 @@ pub(super) async fn watch(
     strikes: u32,
 ) -> Duration {
     let timing = &shared.options.timing;
-    let mut asked: Option<Instant> = None;
+    // When the server was asked for a sign of life, and how long it has been waited for.
+    let mut asked: Option<(Instant, Duration)> = None;
     loop {
         let busy_since = shared.table.lock().busy_since(index);
         let silence = silence(shared, strikes);
-        let Some(busy_since) = busy_since.or(asked) else {
+        let Some(busy_since) = busy_since.or(asked.map(|(at, _)| at)) else {
             let quiet = pulse.last_received().max(pulse.last_accepted()) + timing.idle_ping;
             tokio::select! {
                 () = busy.notified() => {}
@@ -102,13 +105,17 @@ pub(super) async fn watch(
             continue;
         };
         let tick = (silence / LOOKS_PER_SILENCE).min(Duration::from_secs(1));
-        tokio::time::sleep(tick.max(Duration::from_millis(1))).await;
+        let tick = tick.max(Duration::from_millis(1));
+        tokio::time::sleep(tick).await;
         let now = Instant::now();
         let received = pulse.last_received();
-        match asked {
-            Some(at) if received > at => asked = None,
-            Some(at) if now - at > silence => return now - received.max(busy_since),
-            Some(_) => continue,
+        match &mut asked {
+            Some((at, _)) if received > *at => asked = None,
+            Some((_, waited)) if *waited >= silence => return now - received.max(busy_since),
+            Some((_, waited)) => {
+                *waited += tick;
+                continue;
+            }
             None => {}
         }
         let overdue = shared.table.lock().resend_overdue(index);
@@ -119,8 +126,8 @@ pub(super) async fn watch(
     }
 }
 
-fn ask(shared: &Shared, index: usize) -> Instant {
+fn ask(shared: &Shared, index: usize) -> (Instant, Duration) {
     let xid = shared.next_xid();
     shared.table.lock().queue_ping(index, xid);
-    Instant::now()
+    (Instant::now(), Duration::ZERO)
 }

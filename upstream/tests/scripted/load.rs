@@ -11,9 +11,9 @@ use super::server::{Act, Server, caller, quick};
 
 #[tokio::test]
 async fn many_calls_are_in_flight_on_each_stripe() {
-    for (stripes, calls) in [(1, 64), (2, 256)] {
-        let server = Server::new(|call| match call.procedure {
-            nfs3::READ => Act::Late(Duration::from_millis(300)),
+    for (stripes, calls) in [(1, 64), (1, 128), (2, 256), (4, 512)] {
+        let server = Server::new(move |call| match call.procedure {
+            nfs3::READ => Act::Gather(calls as usize),
             _ => Act::Answer,
         });
         let data: Vec<u8> = (0..1 << 20).map(|at: u32| (at >> 8) as u8 ^ at as u8).collect();
@@ -26,13 +26,13 @@ async fn many_calls_are_in_flight_on_each_stripe() {
         for at in 0..calls {
             let client = client.clone();
             tasks.spawn(async move {
-                let offset = at * 4096;
-                (offset, client.read(&caller(), &file, offset, 4096).await.expect("read").data)
+                let offset = at * 1024;
+                (offset, client.read(&caller(), &file, offset, 1024).await.expect("read").data)
             });
         }
         while let Some(done) = tasks.join_next().await {
             let (offset, read) = done.expect("no panic");
-            assert!(read[..] == data[offset as usize..offset as usize + 4096]);
+            assert!(read[..] == data[offset as usize..offset as usize + 1024]);
         }
         assert_eq!(server.held_max.load(Ordering::SeqCst) as u64, calls);
         assert_eq!(client.counters().retransmits.load(Ordering::Relaxed), 0);

@@ -156,7 +156,7 @@ async fn a_server_that_is_down_for_a_while_is_waited_for() {
 async fn a_server_that_is_down_for_long_is_an_error_with_a_timeout() {
     let server = Server::new(|_| Act::Answer);
     let mut options = quick(2);
-    options.timeout = Some(Duration::from_millis(200));
+    options.timeout = Some(Duration::from_secs(1));
     let client = server.client(options).await;
     server.down.store(true, Ordering::SeqCst);
     server.cut.notify_waiters();
@@ -192,7 +192,7 @@ async fn a_lost_call_is_sent_again_on_the_living_channel() {
     let client = server.client(quick(1)).await;
     client.lookup(&caller(), &handle(ROOT), b"f").await.expect("found");
     assert_eq!(server.connections.load(Ordering::SeqCst), 1);
-    assert_eq!(client.counters().retransmits.load(Ordering::Relaxed), 1);
+    assert!(client.counters().retransmits.load(Ordering::Relaxed) >= 1);
 }
 
 #[tokio::test]

@@ -132,9 +132,12 @@ impl Model {
     /// Executes a call; returns its results in XDR.
     pub fn execute(&mut self, header: &CallHeader, from: &mut Decoder) -> Vec<u8> {
         let mut to = Encoder::new();
-        if header.program == nfs3::PROGRAM {
-            self.procedure(header.procedure, from, &mut to).expect("good arguments");
+        match header.program {
+            nfs3::PROGRAM => self.procedure(header.procedure, from, &mut to),
+            ext::PROGRAM => self.extension(header.procedure, from, &mut to),
+            program => panic!("program {program} is not in the model"),
         }
+        .expect("good arguments");
         to.into_vec()
     }
 
@@ -269,6 +272,39 @@ impl Model {
                 put::<_, Wcc>(Ok(Committed { verifier: self.write_verifier, wcc }), to);
             }
             _ => panic!("procedure {procedure} is not in the model"),
+        }
+        Ok(())
+    }
+
+    fn extension(
+        &mut self,
+        procedure: u32,
+        from: &mut Decoder,
+        to: &mut Encoder,
+    ) -> xdr::XdrResult<()> {
+        match procedure {
+            ext::SEEK => {
+                let args = ext::SeekArgs::decode(from)?;
+                ext::SeekReply::Ok(args.offset + 1000).encode(to);
+            }
+            ext::ALLOCATE => {
+                let args = ext::AllocateArgs::decode(from)?;
+                let size = (args.offset + args.length) as usize;
+                let grown = self.node(&args.file).map(|node| node.data.resize(size, 0));
+                ext::AllocateReply::from(grown.and_then(|()| self.touch(&args.file))).encode(to);
+            }
+            ext::RENAME_NOREPLACE => {
+                let args = nfs3::RenameArgs::decode(from)?;
+                let renamed = match self.named(&args.to) {
+                    Ok(_) => Err(Status::EXIST.into()),
+                    Err(_) => self.named(&args.from).and_then(|fileid| {
+                        let removed = self.remove(&args.from)?;
+                        Ok((removed, self.insert(&args.to, fileid)?.dir_wcc))
+                    }),
+                };
+                nfs3::RenameReply::from(renamed).encode(to);
+            }
+            _ => panic!("extension {procedure} is not in the model"),
         }
         Ok(())
     }

@@ -1,6 +1,9 @@
 //! What a call of the trait becomes when the server has small limits or lacks a procedure.
 
-use gridvfs_vfs::{Access, Allocation, Error, SeekWhence, Status, Vfs, nfs3};
+use std::sync::atomic::Ordering;
+
+use gridvfs_vfs::rpc::Refusal;
+use gridvfs_vfs::{Access, Allocation, Error, SeekWhence, Status, Vfs, ext, nfs3};
 
 use super::model::{ROOT, handle};
 use super::server::{Act, Server, caller, quick};
@@ -101,4 +104,44 @@ async fn names_that_are_none_are_not_sent() {
     assert_eq!(server.count(nfs3::LOOKUP), 0);
     let granted = client.access(&me, &root, Access(Access::READ)).await.expect("granted");
     assert_eq!(granted.granted, Access(Access::READ), "no more than was asked for");
+}
+
+#[tokio::test]
+async fn the_extension_program_is_used_where_it_is() {
+    // The first reply to a rename is lost, and with it the far side's memory.
+    let server = Server::new(|call| match (call.program, call.procedure, call.repeats) {
+        (ext::PROGRAM, ext::RENAME_NOREPLACE, 0) => Act::Close,
+        _ => Act::Answer,
+    });
+    server.extensions.store(true, Ordering::SeqCst);
+    let file = server.model.lock().add_file("a", Vec::new());
+    let client = server.client(quick(1)).await;
+    let (me, root) = (caller(), handle(ROOT));
+    assert_eq!(client.seek(&me, &file, 5, SeekWhence::Hole).await.expect("seek"), 1005);
+    let wcc = client.allocate(&me, &file, 10, 90, Allocation::Reserve).await.expect("allocate");
+    assert_eq!(wcc.after.expect("told").size, 100);
+    client.rename(&me, &root, b"a", &root, b"b", true).await.expect("renamed");
+    server.model.lock().add_file("c", Vec::new());
+    let exists = client.rename(&me, &root, b"b", &root, b"c", true).await;
+    assert_eq!(exists, Err(Error::Status(Status::EXIST)));
+    assert_eq!(client.lookup(&me, &root, b"b").await.expect("there").handle, file);
+}
+
+#[tokio::test]
+async fn a_missing_extension_program_is_asked_for_once() {
+    let server = Server::new(|call| match call.program {
+        ext::PROGRAM => Act::Refuse(Refusal::ProgramUnavailable),
+        _ => Act::Answer,
+    });
+    server.extensions.store(true, Ordering::SeqCst);
+    let client = server.client(quick(1)).await;
+    let (me, root) = (caller(), handle(ROOT));
+    let calls =
+        |client: &gridvfs_upstream::NfsClient| client.counters().calls.load(Ordering::Relaxed);
+    let before = calls(&client);
+    for _ in 0..3 {
+        let seek = client.seek(&me, &root, 0, SeekWhence::Data).await;
+        assert_eq!(seek, Err(Error::Status(Status::NOTSUPP)));
+    }
+    assert_eq!(calls(&client) - before, 1);
 }

@@ -26,6 +26,8 @@ pub enum Act {
     Answer,
     /// Answer after a while; other calls go on.
     Late(Duration),
+    /// Answer when this many calls are held in this way.
+    Gather(usize),
     /// Execute it, answer nothing.
     Lose,
     /// Do not even execute it.
@@ -50,6 +52,7 @@ pub enum Act {
 
 /// A call as the script sees it.
 pub struct Seen {
+    pub program: u32,
     pub procedure: u32,
     /// How many calls of this procedure came before it.
     pub before: u64,
@@ -74,6 +77,8 @@ pub struct Server {
     /// Breaks all channels when notified.
     pub cut: Notify,
     pub generation: AtomicU64,
+    /// Whether channels are said to have the extension program.
+    pub extensions: AtomicBool,
     /// How many calls are held at once by `Act::Late`, and the most that were.
     pub held: AtomicUsize,
     pub held_max: AtomicUsize,
@@ -101,6 +106,7 @@ impl Server {
             down: AtomicBool::new(false),
             cut: Notify::new(),
             generation: AtomicU64::new(1),
+            extensions: AtomicBool::new(false),
             held: AtomicUsize::new(0),
             held_max: AtomicUsize::new(0),
         })
@@ -123,6 +129,7 @@ impl Server {
             *count - 1
         };
         Seen {
+            program: header.program,
             procedure: header.procedure,
             before: increment(&self.counts, header.procedure),
             repeats: increment(&self.arrivals, header.xid),
@@ -188,12 +195,20 @@ impl Server {
             Act::Ignore => {}
             Act::Refuse(refusal) => send(whole(refused(Err(refusal), &[])), false),
             Act::Status(status) => send(whole(refused(Ok(()), &status.0.to_be_bytes())), false),
-            Act::Late(delay) => {
+            Act::Late(_) | Act::Gather(_) => {
                 let (server, replies) = (self.clone(), replies.clone());
                 let held = self.held.fetch_add(1, Ordering::SeqCst) + 1;
                 self.held_max.fetch_max(held, Ordering::SeqCst);
                 tokio::spawn(async move {
-                    tokio::time::sleep(delay).await;
+                    match act {
+                        Act::Late(delay) => tokio::time::sleep(delay).await,
+                        Act::Gather(calls) => {
+                            while server.held_max.load(Ordering::SeqCst) < calls {
+                                tokio::time::sleep(Duration::from_millis(2)).await;
+                            }
+                        }
+                        _ => {}
+                    }
                     server.held.fetch_sub(1, Ordering::SeqCst);
                     let reply = server.execute(&header, &mut decoder);
                     let _ = replies.send((whole(reply), false));
@@ -250,7 +265,7 @@ impl Connector for Scripted {
         let generation = self.0.generation.load(Ordering::SeqCst);
         let terms = Terms {
             machine_name: format!("key-{generation}"),
-            extensions: false,
+            extensions: self.0.extensions.load(Ordering::SeqCst),
             generation,
             root: Some(handle(ROOT)),
             replay_cache: self.0.remembered.is_some(),
