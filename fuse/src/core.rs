@@ -1,0 +1,229 @@
+//! The calls of the front end, without the kernel's wire format: inodes, opens, attributes.
+
+mod names;
+mod files;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fuser::{FileAttr, FileType, INodeNo};
+use gridvfs_vfs::{Attr, Caller, FileHandle, FileKind, Result, Status, Vfs};
+use parking_lot::{Mutex, RwLock};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use crate::directory::Directory;
+use crate::inodes::{Inode, Inodes, ROOT};
+use crate::options::SessionOptions;
+use crate::silly::SillyLog;
+
+/// The longest name in bytes, where the server does not say.
+const NAME_BYTES_MAX: usize = 255;
+
+/// What an open file's descriptor refers to.
+pub(crate) struct OpenFile {
+    pub inode: Arc<Inode>,
+    /// Who opened it: a write-back of mapped pages comes from nobody in particular.
+    pub caller: Caller,
+}
+
+/// The front end's state.
+pub(crate) struct Core {
+    pub vfs: Arc<dyn Vfs>,
+    pub runtime: Handle,
+    pub options: SessionOptions,
+    pub inodes: Inodes,
+    files: RwLock<HashMap<u64, Arc<OpenFile>>>,
+    directories: Mutex<HashMap<u64, Arc<Directory>>>,
+    next_open: AtomicU64,
+    /// Inodes whose pages the kernel is to drop; a thread of its own tells it.
+    pub invalidations: mpsc::UnboundedSender<u64>,
+    pub silly_log: Option<SillyLog>,
+    silly_number: AtomicU64,
+}
+
+/// What a look-up answers the kernel.
+pub(crate) struct Found {
+    pub inode: Arc<Inode>,
+    pub attr: FileAttr,
+}
+
+impl Core {
+    pub fn new(
+        vfs: Arc<dyn Vfs>,
+        runtime: Handle,
+        options: SessionOptions,
+        invalidations: mpsc::UnboundedSender<u64>,
+        silly_log: Option<SillyLog>,
+    ) -> Self {
+        let inodes = Inodes::new(vfs.root());
+        // Names of hidden files must differ from those of other sessions in the same directory.
+        let start = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let start = start.map_or(0, |since| since.as_nanos() as u64);
+        Self {
+            vfs,
+            runtime,
+            options,
+            inodes,
+            files: RwLock::default(),
+            directories: Mutex::default(),
+            next_open: AtomicU64::new(1),
+            invalidations,
+            silly_log,
+            silly_number: AtomicU64::new(start),
+        }
+    }
+
+    pub fn inode(&self, number: u64) -> Result<Arc<Inode>> {
+        self.inodes.get(number).ok_or(Status::STALE.into())
+    }
+
+    pub fn dir(&self, number: u64) -> Result<FileHandle> {
+        Ok(self.inode(number)?.handle)
+    }
+
+    pub fn file(&self, number: u64) -> Result<Arc<OpenFile>> {
+        self.files.read().get(&number).cloned().ok_or(Status::STALE.into())
+    }
+
+    fn open_number(&self) -> u64 {
+        self.next_open.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn add_file(&self, inode: Arc<Inode>, caller: &Caller) -> u64 {
+        let number = self.open_number();
+        inode.opened();
+        self.files.write().insert(number, Arc::new(OpenFile { inode, caller: caller.clone() }));
+        number
+    }
+
+    /// Ends an open. Nothing here can fail any more: errors of writes were told at flush.
+    pub fn release(self: &Arc<Self>, number: u64) {
+        let Some(file) = self.files.write().remove(&number) else { return };
+        if let Some(hidden) = file.inode.closed() {
+            let core = self.clone();
+            let handle = file.inode.handle;
+            self.vfs.discard(&handle);
+            self.runtime.spawn(async move { core.remove_hidden(&hidden).await });
+        }
+    }
+
+    pub fn open_directory(&self, number: u64, caller: &Caller) -> Result<u64> {
+        let handle = self.dir(number)?;
+        let directory =
+            Directory::new(self.vfs.clone(), self.runtime.clone(), handle, caller.clone());
+        let number = self.open_number();
+        self.directories.lock().insert(number, Arc::new(directory));
+        Ok(number)
+    }
+
+    pub fn directory(&self, number: u64) -> Result<Arc<Directory>> {
+        self.directories.lock().get(&number).cloned().ok_or(Status::STALE.into())
+    }
+
+    pub fn release_directory(&self, number: u64) {
+        self.directories.lock().remove(&number);
+    }
+
+    pub fn forget(&self, number: u64, lookups: u64) {
+        if let Some(inode) = self.inodes.forget(number, lookups) {
+            self.vfs.forget(&inode.handle);
+        }
+    }
+
+    /// Refuses names that no file system takes, before they travel.
+    pub fn check_name(&self, name: &[u8]) -> Result<()> {
+        if name.len() > NAME_BYTES_MAX { Err(Status::NAMETOOLONG.into()) } else { Ok(()) }
+    }
+
+    /// Counts a lookup of a file and returns what the kernel is told of it.
+    pub fn found(&self, handle: FileHandle, attr: &Attr) -> Found {
+        let inode = self.inodes.look_up(handle, attr.kind, attr.fileid);
+        let attr = self.noted(&inode, attr);
+        Found { inode, attr }
+    }
+
+    /// Notes attributes from the server and returns them as the kernel takes them. If somebody
+    /// else has changed the data, what is cached of it is dropped.
+    pub fn noted(&self, inode: &Inode, attr: &Attr) -> FileAttr {
+        if inode.note(attr) {
+            self.vfs.invalidate(&inode.handle);
+            // The receiver goes with the session; what it would drop goes with it.
+            let _ = self.invalidations.send(inode.id);
+        }
+        self.kernel_attr(inode, attr)
+    }
+
+    pub fn kernel_attr(&self, inode: &Inode, attr: &Attr) -> FileAttr {
+        // A hidden file's own name does not count.
+        let links = attr.links.saturating_sub(u32::from(inode.is_hidden()));
+        // The root's node id is 1 to the kernel, and its file number what the server says.
+        let number = if inode.id == ROOT { attr.fileid } else { inode.id };
+        file_attr(attr, number, links)
+    }
+
+    pub async fn getattr(&self, caller: &Caller, inode: &Inode) -> Result<FileAttr> {
+        let attr = self.vfs.getattr(caller, &inode.handle).await?;
+        Ok(self.noted(inode, &attr))
+    }
+}
+
+pub(crate) fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Regular => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+        FileKind::Block => FileType::BlockDevice,
+        FileKind::Character => FileType::CharDevice,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::Socket => FileType::Socket,
+        FileKind::Fifo => FileType::NamedPipe,
+    }
+}
+
+pub(crate) fn file_attr(attr: &Attr, number: u64, links: u32) -> FileAttr {
+    let device = libc::makedev(attr.device.major, attr.device.minor);
+    FileAttr {
+        ino: INodeNo(number),
+        size: attr.size,
+        blocks: attr.used.div_ceil(512),
+        atime: attr.atime.to_system_time(),
+        mtime: attr.mtime.to_system_time(),
+        ctime: attr.ctime.to_system_time(),
+        crtime: std::time::UNIX_EPOCH,
+        kind: file_type(attr.kind),
+        perm: (attr.mode & 0o7777) as u16,
+        nlink: links,
+        uid: attr.uid,
+        gid: attr.gid,
+        // The kernel's wire form of device numbers (new_encode_dev).
+        rdev: encoded_device(device),
+        blksize: 128 << 10,
+        flags: 0,
+    }
+}
+
+fn encoded_device(device: libc::dev_t) -> u32 {
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+pub(crate) fn decoded_device(device: u32) -> gridvfs_vfs::DeviceNumber {
+    gridvfs_vfs::DeviceNumber {
+        major: (device & 0xf_ff00) >> 8,
+        minor: (device & 0xff) | ((device >> 12) & 0xf_ff00),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_come_back() {
+        for (major, minor) in [(1, 3), (8, 300), (259, 70_000)] {
+            let encoded = encoded_device(libc::makedev(major, minor));
+            assert_eq!(decoded_device(encoded), gridvfs_vfs::DeviceNumber { major, minor });
+        }
+    }
+}

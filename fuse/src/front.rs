@@ -1,0 +1,751 @@
+//! Kernel requests to calls of [`Core`], and their results to replies.
+//!
+//! Each call is polled once on the thread that received the request: what is at hand is answered
+//! there, with no hand-off. What waits for the server goes on in the network runtime, and the
+//! thread takes the next request.
+
+use std::ffi::OsStr;
+use std::future::Future;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use fuser::{
+    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle as Fh, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use gridvfs_vfs::{Attr, Caller, DirEntry, Error, FileKind, Result, SeekWhence, SetAttr, SetTime, Status, Time};
+
+use crate::callers::Callers;
+use crate::core::{Core, Found, file_attr, file_type};
+use crate::counters::{Counters, Operation};
+use crate::inodes::Inode;
+use crate::pending::Pending;
+use crate::silly::is_silly;
+
+/// The most entries that are taken from a directory's buffer for one reply: what 1 MiB can hold.
+const ENTRIES_MAX: usize = 8192;
+/// Block size in the answers of statfs(2), in bytes.
+const STATFS_BLOCK_BYTES: u64 = 4096;
+
+/// The file system that `fuser` drives.
+pub(crate) struct Front {
+    pub core: Arc<Core>,
+    pub pending: Arc<Pending>,
+    pub callers: Callers,
+    pub counters: Arc<Counters>,
+}
+
+fn errno(error: &Error) -> Errno {
+    Errno::from_i32(error.errno())
+}
+
+impl Front {
+    fn caller(&self, request: &Request) -> Caller {
+        self.callers.of(request.uid(), request.gid(), request.pid())
+    }
+
+    /// Runs a call; `finish` replies, here or on the network runtime.
+    fn run<T: Send + 'static>(
+        &self,
+        request: &Request,
+        operation: Operation,
+        call: impl Future<Output = Result<T>> + Send + 'static,
+        finish: impl FnOnce(Result<T>) + Send + 'static,
+    ) {
+        self.counters.count(operation);
+        let _runtime = self.core.runtime.enter();
+        let mut call = Box::pin(call);
+        if let Poll::Ready(result) = call.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return finish(result);
+        }
+        let entry = self.pending.add(request.pid());
+        self.core.runtime.spawn(async move {
+            let result = tokio::select! {
+                biased;
+                result = call => result,
+                () = entry.cancelled() => Err(Error::Interrupted),
+            };
+            drop(entry);
+            finish(result);
+        });
+    }
+
+    /// The same for calls that must be carried out though nobody waits any more.
+    fn run_to_the_end<T: Send + 'static>(
+        &self,
+        request: &Request,
+        operation: Operation,
+        call: impl Future<Output = Result<T>> + Send + 'static,
+        finish: impl FnOnce(Result<T>) + Send + 'static,
+    ) {
+        let runtime = self.core.runtime.clone();
+        let mut call = Box::pin(call);
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let whole = async move {
+            // At hand already: no task needed.
+            let first = std::future::poll_fn(|context| Poll::Ready(call.as_mut().poll(context)));
+            if let Poll::Ready(result) = first.await {
+                return result;
+            }
+            runtime.spawn(async move {
+                let _ = sender.send(call.await);
+            });
+            receiver.await.unwrap_or(Err(Error::Interrupted))
+        };
+        self.run(request, operation, whole, finish);
+    }
+
+    fn entry_reply(&self, reply: ReplyEntry) -> impl FnOnce(Result<Found>) + Send + 'static {
+        let core = self.core.clone();
+        move |result| match result {
+            Ok(Found { attr, .. }) => {
+                let (attr_life, life) = (core.options.attr_timeout, core.options.entry_timeout);
+                reply.entry_with_ttls(&attr_life, &life, &attr, Generation(0));
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+}
+
+fn empty_reply(reply: ReplyEmpty) -> impl FnOnce(Result<()>) + Send + 'static {
+    move |result| match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+fn set_time(time: Option<TimeOrNow>) -> SetTime {
+    match time {
+        None => SetTime::Keep,
+        Some(TimeOrNow::Now) => SetTime::ServerNow,
+        Some(TimeOrNow::SpecificTime(time)) => SetTime::To(Time::from_system_time(time)),
+    }
+}
+
+impl Filesystem for Front {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        // Not asked for, on purpose: POSIX_LOCKS and FLOCK_LOCKS (the kernel keeps locks itself),
+        // WRITEBACK_CACHE, AUTO_INVAL_DATA (it would drop pages for our own writes).
+        for wanted in [
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+        ] {
+            if config.add_capabilities(wanted).is_err() {
+                log::debug!("the kernel lacks {wanted:?}");
+            }
+        }
+        let options = &self.core.options;
+        let _ = config.set_max_write(options.write_bytes_max);
+        let _ = config.set_max_background(options.background_max);
+        let _ = config.set_congestion_threshold(options.background_max);
+        Ok(())
+    }
+
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (core, caller) = (self.core.clone(), self.caller(request));
+        let name = name.as_bytes().to_vec();
+        let negative = core.options.negative_timeout;
+        let finish = self.entry_reply_or_absence(reply, negative);
+        self.run(
+            request,
+            Operation::Lookup,
+            async move { core.lookup(&caller, parent.0, &name).await },
+            finish,
+        );
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, lookups: u64) {
+        self.core.forget(ino.0, lookups);
+    }
+
+    fn getattr(&self, request: &Request, ino: INodeNo, _fh: Option<Fh>, reply: ReplyAttr) {
+        let (core, caller) = (self.core.clone(), self.caller(request));
+        let life = core.options.attr_timeout;
+        self.run(
+            request,
+            Operation::Getattr,
+            async move {
+                let inode = core.inode(ino.0)?;
+                core.getattr(&caller, &inode).await
+            },
+            attr_reply(reply, life),
+        );
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<Fh>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let (core, mut caller) = (self.core.clone(), self.caller(request));
+        // ftruncate(2) goes by what the descriptor was opened for.
+        if let Some(file) = fh.filter(|_| size.is_some()).and_then(|fh| core.file(fh.0).ok()) {
+            caller = file.caller.clone();
+        }
+        let changes = SetAttr {
+            mode: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            size,
+            atime: set_time(atime),
+            mtime: set_time(mtime),
+        };
+        let life = core.options.attr_timeout;
+        self.run_to_the_end(
+            request,
+            Operation::Setattr,
+            async move {
+                let inode = core.inode(ino.0)?;
+                core.setattr(&caller, &inode, &changes).await
+            },
+            attr_reply(reply, life),
+        );
+    }
+
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        let (core, caller) = (self.core.clone(), self.caller(request));
+        self.run(
+            request,
+            Operation::Readlink,
+            async move { core.vfs.readlink(&caller, &core.dir(ino.0)?).await },
+            data_reply(reply),
+        );
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let (core, caller) = (self.core.clone(), self.caller(request));
+        let name = name.as_bytes().to_vec();
+        let call = async move { core.mknod(&caller, parent.0, &name, mode, rdev).await };
+        self.run_to_the_end(request, Operation::Mknod, call, self.entry_reply(reply));
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let (core, caller) = (self.core.clone(), self.caller(request));
+        let name = name.as_bytes().to_vec();
+        let call = async move { core.mkdir(&caller, parent.0, &name, mode).await };
+        self.run_to_the_end(request, Operation::Mkdir, call, self.entry_reply(reply));
+    }
+
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (core, caller) = (self.core.clone(), self.caller(request));
+        let name = name.as_bytes().to_vec();
+        let call = async move { core.unlink(&caller, parent.0, &name).await };
+        self.run_to_the_end(request, Operation::Unlink, call, empty_reply(reply));
+    }
+
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (core, caller) = (self.core.clone(), self.caller(request));
+        let name = name.as_bytes().to_vec();
+        let call = async move { core.rmdir(&caller, parent.0, &name).await };
+        self.run_to_the_end(request, Operation::Rmdir, call, empty_reply(reply));
+    }
+
+    fn symlink(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let (core, caller) = (self.core.clone(), self.caller(request));
+        let name = name.as_bytes().to_vec();
+        let target = target.as_os_str().as_bytes().to_vec();
+        let call = async move { core.symlink(&caller, parent.0, &name, &target).await };
+        self.run_to_the_end(request, Operation::Symlink, call, self.entry_reply(reply));
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let no_replace = flags == RenameFlags::RENAME_NOREPLACE;
+        if !flags.is_empty() && !no_replace {
+            return reply.error(Errno::EINVAL);
+        }
+        let (core, caller) = (self.core.clone(), self.caller(request));
+        let (name, newname) = (name.as_bytes().to_vec(), newname.as_bytes().to_vec());
+        let call = async move {
+            core.rename(&caller, (parent.0, &name), (newparent.0, &newname), no_replace).await
+        };
+        self.run_to_the_end(request, Operation::Rename, call, empty_reply(reply));
+    }
+
+    fn link(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let (core, caller) = (self.core.clone(), self.caller(request));
+        let name = newname.as_bytes().to_vec();
+        let call = async move { core.link(&caller, ino.0, newparent.0, &name).await };
+        self.run_to_the_end(request, Operation::Link, call, self.entry_reply(reply));
+    }
+
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let (core, caller) = (self.core.clone(), self.caller(request));
+        self.run(
+            request,
+            Operation::Open,
+            async move { core.open(&caller, ino.0, flags.0).await },
+            move |result| match result {
+                Ok((open, keep)) => reply.opened(Fh(open), open_flags(keep)),
+                Err(error) => reply.error(errno(&error)),
+            },
+        );
+    }
+
+    fn read(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: Fh,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let core = self.core.clone();
+        let call = async move {
+            let (caller, inode) = core.opened(fh.0, ino.0)?;
+            core.read(&caller, &inode, offset, size).await
+        };
+        self.run(request, Operation::Read, call, data_reply(reply));
+    }
+
+    fn write(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: Fh,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let core = self.core.clone();
+        let data = Bytes::copy_from_slice(data);
+        let size = data.len() as u32;
+        let call = async move {
+            let (caller, inode) = core.opened(fh.0, ino.0)?;
+            core.write(&caller, &inode, offset, data).await
+        };
+        self.run_to_the_end(request, Operation::Write, call, move |result| match result {
+            Ok(()) => reply.written(size),
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    fn flush(&self, request: &Request, ino: INodeNo, fh: Fh, _owner: LockOwner, reply: ReplyEmpty) {
+        let core = self.core.clone();
+        let call = async move {
+            let (caller, inode) = core.opened(fh.0, ino.0)?;
+            core.flush(&caller, &inode).await
+        };
+        self.run(request, Operation::Flush, call, empty_reply(reply));
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: Fh,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.counters.count(Operation::Release);
+        self.core.release(fh.0);
+        reply.ok();
+    }
+
+    fn fsync(&self, request: &Request, ino: INodeNo, fh: Fh, _datasync: bool, reply: ReplyEmpty) {
+        let core = self.core.clone();
+        let call = async move {
+            let (caller, inode) = core.opened(fh.0, ino.0)?;
+            core.fsync(&caller, &inode).await
+        };
+        self.run(request, Operation::Fsync, call, empty_reply(reply));
+    }
+
+    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.counters.count(Operation::Opendir);
+        match self.core.open_directory(ino.0, &self.caller(request)) {
+            Ok(number) => reply.opened(Fh(number), FopenFlags::empty()),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn readdir(
+        &self,
+        request: &Request,
+        _ino: INodeNo,
+        fh: Fh,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let core = self.core.clone();
+        let call = async move { core.directory(fh.0)?.entries(offset, ENTRIES_MAX).await };
+        self.run(request, Operation::Readdir, call, move |result| match result {
+            Ok(entries) => {
+                for entry in visible(&entries) {
+                    let kind = entry.attr.map_or(FileKind::Regular, |attr| attr.kind);
+                    let (number, name) = (INodeNo(entry.fileid), OsStr::from_bytes(&entry.name));
+                    if reply.add(number, entry.cookie, file_type(kind), name) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        request: &Request,
+        _ino: INodeNo,
+        fh: Fh,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let core = self.core.clone();
+        let life = core.options.attr_timeout.min(core.options.entry_timeout);
+        let listing = core.clone();
+        let call = async move { listing.directory(fh.0)?.entries(offset, ENTRIES_MAX).await };
+        self.run(request, Operation::Readdirplus, call, move |result| match result {
+            Ok(entries) => {
+                for entry in visible(&entries) {
+                    if add_entry(&core, entry, &life, &mut reply) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: Fh,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.core.release_directory(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: Fh, _datasync: bool, reply: ReplyEmpty) {
+        // NFSv3 answers a change of names when it is on the server's disk.
+        reply.ok();
+    }
+
+    fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let (core, caller) = (self.core.clone(), self.caller(request));
+        let call = async move {
+            let handle = core.dir(ino.0).unwrap_or(core.vfs.root());
+            let names = core.vfs.pathconf(&caller, &handle).await;
+            Ok((core.vfs.fsstat(&caller, &handle).await?, names.map_or(255, |conf| conf.name_max)))
+        };
+        self.run(request, Operation::Statfs, call, move |result| match result {
+            Ok((stat, name_max)) => reply.statfs(
+                stat.total_bytes / STATFS_BLOCK_BYTES,
+                stat.free_bytes / STATFS_BLOCK_BYTES,
+                stat.available_bytes / STATFS_BLOCK_BYTES,
+                stat.total_files,
+                stat.available_files,
+                STATFS_BLOCK_BYTES as u32,
+                name_max,
+                STATFS_BLOCK_BYTES as u32,
+            ),
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    // NFSv3 has no extended attributes. After ENOSYS the kernel answers EOPNOTSUPP by itself.
+    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn access(&self, request: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        let (core, caller) = (self.core.clone(), self.caller(request));
+        let call = async move {
+            let inode = core.inode(ino.0)?;
+            core.access(&caller, &inode, mask.bits()).await
+        };
+        self.run(request, Operation::Access, call, empty_reply(reply));
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (core, caller) = (self.core.clone(), self.caller(request));
+        let name = name.as_bytes().to_vec();
+        let life = core.options.attr_timeout.min(core.options.entry_timeout);
+        self.run_to_the_end(
+            request,
+            Operation::Create,
+            async move { core.create(&caller, parent.0, &name, mode, flags).await },
+            move |result| match result {
+                Ok((open, attr, keep)) => {
+                    reply.created(&life, &attr, Generation(0), Fh(open), open_flags(keep));
+                }
+                Err(error) => reply.error(errno(&error)),
+            },
+        );
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: Fh,
+        _: fuser::IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn fallocate(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: Fh,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let core = self.core.clone();
+        let call = async move {
+            let (caller, inode) = core.opened(fh.0, ino.0)?;
+            core.allocate(&caller, &inode, offset, length, mode).await
+        };
+        self.run_to_the_end(request, Operation::Fallocate, call, empty_reply(reply));
+    }
+
+    fn lseek(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: Fh,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let whence = match whence {
+            libc::SEEK_DATA => SeekWhence::Data,
+            libc::SEEK_HOLE => SeekWhence::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        let core = self.core.clone();
+        let call = async move {
+            let (caller, inode) = core.opened(fh.0, ino.0)?;
+            core.seek(&caller, &inode, offset, whence).await
+        };
+        self.run(request, Operation::Lseek, call, move |result| match result {
+            Ok(offset) => reply.offset(offset as i64),
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+}
+
+impl Front {
+    /// A name that is not there is itself an answer, with a life of its own.
+    fn entry_reply_or_absence(
+        &self,
+        reply: ReplyEntry,
+        life: Duration,
+    ) -> impl FnOnce(Result<Found>) + Send + 'static {
+        let core = self.core.clone();
+        move |result| match result {
+            Ok(Found { attr, .. }) => {
+                let (attr_life, entry_life) = (core.options.attr_timeout, core.options.entry_timeout);
+                reply.entry_with_ttls(&attr_life, &entry_life, &attr, Generation(0));
+            }
+            Err(Error::Status(Status::NOENT)) if !life.is_zero() => {
+                reply.entry(&life, &absent(), Generation(0));
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+}
+
+/// A node id of 0 tells the kernel that there is no such name.
+fn absent() -> FileAttr {
+    file_attr(&blank(0), 0, 0)
+}
+
+/// Attributes that nobody takes for real: no file is so large.
+fn blank(fileid: u64) -> Attr {
+    Attr {
+        kind: FileKind::Regular,
+        mode: 0,
+        links: 1,
+        uid: 0,
+        gid: 0,
+        size: u64::MAX,
+        used: 0,
+        device: gridvfs_vfs::DeviceNumber::default(),
+        fsid: 0,
+        fileid,
+        atime: Time::default(),
+        mtime: Time::default(),
+        ctime: Time::default(),
+    }
+}
+
+fn visible(entries: &[DirEntry]) -> impl Iterator<Item = &DirEntry> {
+    entries.iter().filter(|entry| !is_silly(&entry.name))
+}
+
+/// Adds an entry with what a look-up would tell. Returns whether the reply was full before it.
+fn add_entry(core: &Core, entry: &DirEntry, life: &Duration, reply: &mut ReplyDirectoryPlus) -> bool {
+    let name = OsStr::from_bytes(&entry.name);
+    let is_dots = &entry.name[..] == b"." || &entry.name[..] == b"..";
+    match (entry.attr, entry.handle) {
+        (Some(attr), Some(handle)) if !is_dots => {
+            let Found { inode, attr } = core.found(handle, &attr);
+            let full =
+                reply.add(INodeNo(inode.id), entry.cookie, name, life, &attr, Generation(0));
+            if full {
+                core.forget(inode.id, 1);
+            }
+            full
+        }
+        (attr, _) => {
+            // The kernel lists such an entry and, since no file is that large, forgets the look-up
+            // that comes with it; `.` and `..` it never looks up.
+            let attr = match attr {
+                Some(attr) if is_dots => file_attr(&attr, entry.fileid, attr.links),
+                Some(attr) => file_attr(&Attr { size: u64::MAX, ..attr }, entry.fileid, attr.links),
+                None if is_dots => {
+                    let kind = FileKind::Directory;
+                    file_attr(&Attr { kind, ..blank(entry.fileid) }, entry.fileid, 1)
+                }
+                None => file_attr(&blank(entry.fileid), entry.fileid, 1),
+            };
+            let number = INodeNo(entry.fileid);
+            let full = reply.add(number, entry.cookie, name, life, &attr, Generation(0));
+            if !full && !is_dots {
+                core.inodes.balance(entry.fileid);
+            }
+            full
+        }
+    }
+}
+
+fn open_flags(keep: bool) -> FopenFlags {
+    if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
+}
+
+fn attr_reply(reply: ReplyAttr, life: Duration) -> impl FnOnce(Result<FileAttr>) + Send + 'static {
+    move |result| match result {
+        Ok(attr) => reply.attr(&life, &attr),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+fn data_reply(reply: ReplyData) -> impl FnOnce(Result<Bytes>) + Send + 'static {
+    move |result| match result {
+        Ok(data) => reply.data(&data),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+impl Core {
+    /// Returns whom an open file's calls are made for, and the file. The kernel may write mapped
+    /// pages back by any open, or by one that is just being closed.
+    fn opened(&self, open: u64, number: u64) -> Result<(Caller, Arc<Inode>)> {
+        match self.file(open) {
+            Ok(file) => Ok((file.caller.clone(), file.inode.clone())),
+            Err(_) => {
+                let own = Caller {
+                    uid: nix::unistd::geteuid().as_raw(),
+                    gid: nix::unistd::getegid().as_raw(),
+                    groups: Vec::new(),
+                };
+                Ok((own, self.inode(number)?))
+            }
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The inodes that the kernel knows: node id to file handle and back.
+//!
+//! Keyed by handle, so that the names of a hard-linked file share one. The node id is the server's
+//! file number, since the kernel shows it as such (`fuser` sends one number for both), unless
+//! another file still holds it; then it is one that no server uses. An inode lives as long as
+//! the kernel's lookup count is above zero. Locks are held for a look-up at a time, never across a
+//! call.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use gridvfs_vfs::{Attr, FileHandle, FileKind, Wcc, WccAttr};
+use parking_lot::{Mutex, RwLock};
+
+/// The kernel's node id of the root.
+pub const ROOT: u64 = 1;
+/// Node ids from here on are made up.
+const SPARE: u64 = 1 << 63;
+
+/// A file that the kernel knows.
+pub struct Inode {
+    /// The kernel's node id.
+    pub id: u64,
+    /// The file's handle.
+    pub handle: FileHandle,
+    /// The type of the file.
+    pub kind: FileKind,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    lookups: u64,
+    opens: u32,
+    /// What the file was like when we last knew its data to be what the kernel has cached.
+    known: Option<WccAttr>,
+    /// The attributes that came last, and when.
+    seen: Option<(Attr, Instant)>,
+    /// Where the file is hidden, once its last name is gone.
+    hidden: Option<Hidden>,
+    /// Writes of ours under way or done since `known` was taken.
+    written: bool,
+}
+
+/// A file whose name is gone while it is open: the name it has instead.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Hidden {
+    /// The directory.
+    pub dir: FileHandle,
+    /// The name in it.
+    pub name: Vec<u8>,
+}
+
+impl Inode {
+    /// Notes attributes from the server. Returns whether somebody else has changed the data since
+    /// we last knew it.
+    pub fn note(&self, attr: &Attr) -> bool {
+        let mut state = self.state.lock();
+        state.seen = Some((*attr, Instant::now()));
+        let now = WccAttr::from(attr);
+        let changed = match state.known {
+            Some(known) => known.mtime != now.mtime || known.size != now.size,
+            None => false,
+        };
+        // Our own writes move mtime and size, and cannot be told from others' at the same time.
+        let foreign = changed && !state.written && self.kind == FileKind::Regular;
+        state.known = Some(now);
+        state.written = false;
+        foreign
+    }
+
+    /// Notes what a change of our own made of the file.
+    pub fn note_own(&self, wcc: &Wcc) {
+        let mut state = self.state.lock();
+        if let Some(attr) = &wcc.after {
+            state.known = Some(attr.into());
+            state.seen = Some((*attr, Instant::now()));
+        }
+    }
+
+    /// Notes that we have written data, whose attributes are not known yet.
+    pub fn note_write(&self) {
+        self.state.lock().written = true;
+    }
+
+    /// Counts an open.
+    pub fn opened(&self) {
+        self.state.lock().opens += 1;
+    }
+
+    /// Counts a close. Returns where the file is hidden, if this was the last.
+    pub fn closed(&self) -> Option<Hidden> {
+        let mut state = self.state.lock();
+        state.opens = state.opens.saturating_sub(1);
+        if state.opens == 0 { state.hidden.take() } else { None }
+    }
+
+    /// Says whether a descriptor is open.
+    pub fn is_open(&self) -> bool {
+        self.state.lock().opens > 0
+    }
+
+    /// Says whether the file is hidden.
+    pub fn is_hidden(&self) -> bool {
+        self.state.lock().hidden.is_some()
+    }
+
+    /// Notes where the file is hidden; if it is already, returns the place that is not needed.
+    pub fn hide(&self, hidden: Hidden) -> Option<Hidden> {
+        let mut state = self.state.lock();
+        match &state.hidden {
+            Some(_) => Some(hidden),
+            None => {
+                state.hidden = Some(hidden);
+                None
+            }
+        }
+    }
+
+    /// Notes that the hidden file was moved to another directory.
+    pub fn hidden_moved(&self, hidden: Hidden) {
+        self.state.lock().hidden = Some(hidden);
+    }
+
+    /// Takes the place where the file is hidden.
+    pub fn take_hidden(&self) -> Option<Hidden> {
+        self.state.lock().hidden.take()
+    }
+
+    /// Returns the place where the file is hidden.
+    pub fn hidden(&self) -> Option<Hidden> {
+        self.state.lock().hidden.clone()
+    }
+}
+
+#[derive(Default)]
+struct Maps {
+    by_id: HashMap<u64, Arc<Inode>>,
+    by_handle: HashMap<FileHandle, Arc<Inode>>,
+    next_spare: u64,
+}
+
+/// All inodes.
+pub struct Inodes {
+    maps: RwLock<Maps>,
+}
+
+impl Inodes {
+    /// Makes the table with the root in it.
+    pub fn new(root: FileHandle) -> Self {
+        let table = Self { maps: RwLock::default() };
+        table.look_up(root, FileKind::Directory, ROOT);
+        table
+    }
+
+    /// Returns an inode by the kernel's number.
+    pub fn get(&self, id: u64) -> Option<Arc<Inode>> {
+        self.maps.read().by_id.get(&id).cloned()
+    }
+
+    /// Returns an inode by its handle, if the kernel knows it.
+    pub fn find(&self, handle: &FileHandle) -> Option<Arc<Inode>> {
+        self.maps.read().by_handle.get(handle).cloned()
+    }
+
+    /// Returns the inode of a handle and counts a lookup for it.
+    pub fn look_up(&self, handle: FileHandle, kind: FileKind, fileid: u64) -> Arc<Inode> {
+        let mut maps = self.maps.write();
+        if let Some(inode) = maps.by_handle.get(&handle) {
+            inode.state.lock().lookups += 1;
+            return inode.clone();
+        }
+        let id = if fileid == 0 || maps.by_id.contains_key(&fileid) {
+            maps.next_spare += 1;
+            SPARE | maps.next_spare
+        } else {
+            fileid
+        };
+        let state = Mutex::new(State { lookups: 1, ..State::default() });
+        let inode = Arc::new(Inode { id, handle, kind, state });
+        maps.by_id.insert(id, inode.clone());
+        maps.by_handle.insert(handle, inode.clone());
+        inode
+    }
+
+    /// Takes back lookups. Returns the inode when it was forgotten by that.
+    pub fn forget(&self, id: u64, lookups: u64) -> Option<Arc<Inode>> {
+        let mut maps = self.maps.write();
+        let inode = maps.by_id.get(&id)?.clone();
+        let left = {
+            let mut state = inode.state.lock();
+            state.lookups = state.lookups.saturating_sub(lookups);
+            state.lookups
+        };
+        if left > 0 || id == ROOT {
+            return None;
+        }
+        maps.by_id.remove(&id);
+        maps.by_handle.remove(&inode.handle);
+        Some(inode)
+    }
+
+    /// Counts a lookup if the kernel knows this number: it is about to take one back.
+    pub fn balance(&self, id: u64) {
+        if let Some(inode) = self.maps.read().by_id.get(&id) {
+            inode.state.lock().lookups += 1;
+        }
+    }
+
+    /// Returns the hidden files whose place is in a directory, or all of them.
+    pub fn hidden_in(&self, dir: Option<&FileHandle>) -> Vec<Arc<Inode>> {
+        let maps = self.maps.read();
+        let is_there = |hidden: Hidden| dir.is_none_or(|dir| hidden.dir == *dir);
+        maps.by_id.values().filter(|inode| inode.hidden().is_some_and(is_there)).cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handle(number: u8) -> FileHandle {
+        FileHandle::new(&[number]).expect("short")
+    }
+
+    #[test]
+    fn an_inode_lives_as_long_as_its_lookups() {
+        let inodes = Inodes::new(handle(0));
+        let first = inodes.look_up(handle(1), FileKind::Regular, 9);
+        assert_eq!(first.id, 9);
+        assert_ne!(inodes.look_up(handle(2), FileKind::Regular, 9).id, 9, "taken");
+        assert_eq!(inodes.look_up(handle(1), FileKind::Regular, 9).id, first.id, "hard links share");
+        assert!(inodes.forget(first.id, 1).is_none());
+        assert!(inodes.forget(first.id, 1).is_some());
+        assert!(inodes.get(first.id).is_none() && inodes.find(&handle(1)).is_none());
+        assert!(inodes.forget(ROOT, 99).is_none());
+        assert!(inodes.get(ROOT).is_some(), "the root stays");
+    }
+
+    #[test]
+    fn only_the_last_close_uncovers_what_is_hidden() {
+        let inodes = Inodes::new(handle(0));
+        let inode = inodes.look_up(handle(1), FileKind::Regular, 5);
+        let place = Hidden { dir: handle(0), name: b".nfs1".to_vec() };
+        inode.opened();
+        inode.opened();
+        assert_eq!(inode.hide(place.clone()), None);
+        assert_eq!(inodes.hidden_in(Some(&handle(0))).len(), 1);
+        assert_eq!(inode.closed(), None);
+        assert_eq!(inode.closed(), Some(place));
+    }
+}

@@ -1,0 +1,43 @@
+//! Settings of the FUSE front end.
+
+use std::time::Duration;
+
+/// Settings of a session, each with its default and why.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    /// For how long the kernel may believe attributes. FUSE's usual second: short enough to see
+    /// others' changes, long enough for the several looks of one operation.
+    pub attr_timeout: Duration,
+    /// For how long the kernel may believe names.
+    pub entry_timeout: Duration,
+    /// For how long the kernel may believe that a name is missing. Zero: a file that appears on
+    /// the server is seen at once.
+    pub negative_timeout: Duration,
+    /// Threads that take requests. Calls that wait for the server leave their thread, so a few
+    /// serve thousands.
+    pub event_loops: usize,
+    /// Other users have access.
+    pub allow_other: bool,
+    /// The kernel checks permissions by mode bits.
+    pub default_permissions: bool,
+    /// The largest write that the kernel sends, in bytes: what its default limit of 256 pages
+    /// allows.
+    pub write_bytes_max: u32,
+    /// The most read-ahead and asynchronous requests of the kernel at once.
+    pub background_max: u16,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self {
+            attr_timeout: Duration::from_secs(1),
+            entry_timeout: Duration::from_secs(1),
+            negative_timeout: Duration::ZERO,
+            event_loops: 4,
+            allow_other: false,
+            default_permissions: false,
+            write_bytes_max: 1 << 20,
+            background_max: 128,
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! A mounted session: the event loops, and what goes on beside them.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use fuser::{Config, Notifier, SessionACL};
+use gridvfs_vfs::{Caller, Vfs};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use crate::callers::Callers;
+use crate::core::Core;
+use crate::counters::Counters;
+use crate::front::Front;
+use crate::options::SessionOptions;
+use crate::pending::Pending;
+use crate::silly::SillyLog;
+
+/// A session between the kernel and a [`Vfs`].
+pub struct Session {
+    inner: fuser::Session<Front>,
+    core: Arc<Core>,
+    counters: Arc<Counters>,
+    watch: AbortHandle,
+}
+
+impl Session {
+    /// Answers the kernel's first request on a descriptor from [`crate::mount`]. With `silly_log`,
+    /// the files that a killed process has left hidden are removed.
+    pub fn new(
+        device: OwnedFd,
+        vfs: Arc<dyn Vfs>,
+        runtime: Handle,
+        options: SessionOptions,
+        silly_log: Option<&Path>,
+    ) -> std::io::Result<Self> {
+        let mut config = Config::default();
+        config.n_threads = Some(options.event_loops.max(1));
+        // The kernel itself keeps other users out, unless allow_other was given.
+        let acl = SessionACL::All;
+        let log = silly_log.map(SillyLog::open);
+        let (invalidations, receiver) = mpsc::unbounded_channel();
+        let core =
+            Arc::new(Core::new(vfs.clone(), runtime.clone(), options, invalidations, log));
+        if core.silly_log.is_some() {
+            let core = core.clone();
+            runtime.spawn(async move {
+                let own = Caller {
+                    uid: nix::unistd::geteuid().as_raw(),
+                    gid: nix::unistd::getegid().as_raw(),
+                    groups: Vec::new(),
+                };
+                if let Some(log) = &core.silly_log {
+                    log.clean(&*core.vfs, &own).await;
+                }
+            });
+        }
+        let pending = Arc::new(Pending::default());
+        let counters = Arc::new(Counters::default());
+        let front = Front {
+            core: core.clone(),
+            pending: pending.clone(),
+            callers: Callers::new(),
+            counters: counters.clone(),
+        };
+        let inner = fuser::Session::from_fd(front, device, acl, config)?;
+        let notifier = inner.notifier();
+        std::thread::Builder::new()
+            .name("invalidate".into())
+            .spawn(move || invalidate(&notifier, receiver))?;
+        let watch = runtime.spawn(pending.watch()).abort_handle();
+        Ok(Self { inner, core, counters, watch })
+    }
+
+    /// Returns the counts of requests.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.counters.clone()
+    }
+
+    /// Serves until unmounted. What layers below hold is theirs to write back.
+    pub fn run(self) -> std::io::Result<()> {
+        let Self { inner, core, watch, .. } = self;
+        let result = inner.run();
+        watch.abort();
+        core.runtime.block_on(core.remove_all_hidden());
+        result
+    }
+}
+
+/// Tells the kernel to drop pages. On a thread of its own: the kernel may wait here for requests
+/// that the event loops are to answer.
+fn invalidate(notifier: &Notifier, mut receiver: mpsc::UnboundedReceiver<u64>) {
+    while let Some(number) = receiver.blocking_recv() {
+        let result = notifier.inval_inode(fuser::INodeNo(number), 0, 0);
+        if let Err(error) = result
+            && error.raw_os_error() != Some(libc::ENOENT)
+        {
+            log::debug!("cannot invalidate inode {number}: {error}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! From a SOURCE to the stack of layers that serves it.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use gridvfs_cache::{BufferLayer, BufferOptions};
+use gridvfs_proxy::local_dir::{LocalDir, LocalDirOptions};
+use gridvfs_upstream::ssh::{
+    RemoteExport, SshForwardConnector, SshHost, SshProxyConnector, SshSettings,
+};
+use gridvfs_upstream::{
+    ClientOptions, Connector, KeyedConnector, MountTarget, NfsClient, TcpConnector, UnixConnector,
+};
+use gridvfs_vfs::{Vfs, nfs3, rpc::portmap};
+use tokio::runtime::Handle;
+
+use super::Plan;
+use crate::directories;
+use crate::report::Hinted;
+use crate::source::Source;
+
+/// The layers of a mount, from the kernel's side.
+pub struct Stack {
+    /// What the FUSE front end serves.
+    pub top: Arc<dyn Vfs>,
+    /// The read-ahead and write-behind layer, unless the files are on this machine.
+    pub buffer: Option<Arc<BufferLayer>>,
+    /// The NFS client, unless the files are on this machine.
+    pub client: Option<Arc<NfsClient>>,
+    /// The host that ssh reaches, to give the terminal back to.
+    pub host: Option<Arc<SshHost>>,
+}
+
+/// Connects. May ask the user for a password on the terminal.
+pub async fn connect(plan: &Plan) -> Result<Stack> {
+    let settings = &plan.settings;
+    if let Source::Local(path) = &plan.source {
+        let options = LocalDirOptions {
+            state_dir: Some(directories::state()?),
+            read_only: settings.read_only,
+        };
+        let directory = LocalDir::open(path, options)?;
+        return Ok(Stack { top: Arc::new(directory), buffer: None, client: None, host: None });
+    }
+    let host = match &plan.source {
+        Source::Ssh { destination, .. } => Some(ssh_host(plan, destination)?),
+        _ => None,
+    };
+    let options = ClientOptions {
+        stripes: settings.stripes,
+        timeout: settings.timeout,
+        credential: settings.credential,
+        ..ClientOptions::default()
+    };
+    let client = match (&plan.source, &host) {
+        (Source::Ssh { path, .. }, Some(host)) if settings.no_proxy => {
+            let (address, port) = nfs_address(settings.nfs.as_deref().unwrap_or("localhost"))?;
+            let connector = |port| -> Arc<dyn Connector> {
+                Arc::new(SshForwardConnector::new(host.clone(), &address, port))
+            };
+            mount_export(plan, path, port, connector, options).await?
+        }
+        (Source::Ssh { path, .. }, Some(host)) => {
+            let export = RemoteExport {
+                program: settings.gridvfs_command.clone(),
+                path: path.clone(),
+                nfs: settings.nfs.clone(),
+                shadow: (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
+                read_only: settings.read_only,
+                linger_seconds: settings.linger_seconds,
+            };
+            let connector = Arc::new(SshProxyConnector::new(host.clone(), export));
+            NfsClient::connect(connector, options).await?
+        }
+        (Source::Nfs { address, port, path }, _) => {
+            let connector = |port| -> Arc<dyn Connector> {
+                Arc::new(TcpConnector::new(address.clone(), port))
+            };
+            mount_export(plan, path, port.unwrap_or(nfs3::PORT), connector, options).await?
+        }
+        (Source::Unix(path), _) => {
+            let connector = Arc::new(UnixConnector::new(path.clone()));
+            standing_proxy(plan, connector, options).await?
+        }
+        (Source::Tcp { address, port }, _) => {
+            let connector = Arc::new(TcpConnector::new(address.clone(), *port));
+            standing_proxy(plan, connector, options).await?
+        }
+        (Source::Local(_), _) | (Source::Ssh { .. }, None) => bail!("not reached over a network"),
+    };
+    let buffer =
+        BufferLayer::new(client.clone(), Handle::current(), BufferOptions::default()).await?;
+    let buffer = Arc::new(buffer);
+    Ok(Stack { top: buffer.clone(), buffer: Some(buffer), client: Some(client), host })
+}
+
+fn ssh_host(plan: &Plan, destination: &str) -> Result<Arc<SshHost>> {
+    // ssh asks on the terminal itself, or through the askpass program of a desktop.
+    let terminal = std::fs::File::open("/dev/tty").is_ok_and(|tty| tty.is_terminal());
+    let askpass = std::env::var_os("SSH_ASKPASS").is_some();
+    Ok(SshHost::new(SshSettings {
+        command: plan.settings.ssh_command.clone(),
+        destination: destination.into(),
+        private_dir: directories::runtime()?,
+        may_prompt: terminal || askpass,
+        on_message: Arc::new(|line| log::warn!("ssh: {line}")),
+    }))
+}
+
+/// `ADDR`, `ADDR:PORT`, `[V6]:PORT`.
+fn nfs_address(text: &str) -> Result<(String, u16)> {
+    match Source::parse(&format!("nfs://{text}/"))? {
+        Source::Nfs { address, port, .. } => Ok((address, port.unwrap_or(nfs3::PORT))),
+        _ => bail!("{text} is no address of an NFS server"),
+    }
+}
+
+async fn mount_export(
+    plan: &Plan,
+    path: &str,
+    port: u16,
+    connector: impl Fn(u16) -> Arc<dyn Connector>,
+    options: ClientOptions,
+) -> Result<Arc<NfsClient>> {
+    if !path.starts_with('/') {
+        return Err(Hinted::new(
+            format!("{path} is no export of an NFS server"),
+            "give the export's full path, which begins with /",
+        ));
+    }
+    let caller = gridvfs_vfs::Caller {
+        uid: plan.settings.credential.map_or(nix::unistd::geteuid().as_raw(), |(uid, _)| uid),
+        gid: plan.settings.credential.map_or(nix::unistd::getegid().as_raw(), |(_, gid)| gid),
+        groups: Vec::new(),
+    };
+    let mount_port = match plan.settings.mount_port {
+        Some(port) => port,
+        None => MountTarget::ask_portmapper(&*connector(portmap::PORT)).await.context(
+            "cannot ask the portmapper for the MOUNT service's port (-o mountport=PORT gives it)",
+        )?,
+    };
+    let root = MountTarget::mount(&*connector(mount_port), &caller, path).await?;
+    Ok(NfsClient::connect_with_root(connector(port), root, options).await?)
+}
+
+async fn standing_proxy(
+    plan: &Plan,
+    connector: Arc<dyn Connector>,
+    options: ClientOptions,
+) -> Result<Arc<NfsClient>> {
+    let key = match &plan.args.key_file {
+        Some(path) => gridvfs_proxy::key::SessionKey::from_file(path)?.to_hex(),
+        None => String::new(),
+    };
+    let caller = gridvfs_vfs::Caller { uid: 0, gid: 0, groups: Vec::new() };
+    let connector = Arc::new(KeyedConnector::new(connector, key));
+    let root = MountTarget::mount(&*connector, &caller, "/").await?;
+    Ok(NfsClient::connect_with_root(connector, root, options).await?)
+}

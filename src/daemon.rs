@@ -1,0 +1,110 @@
+//! Going to the background once mounted, as sshfs does: the command returns when the mount works,
+//! or with the error why it does not.
+//!
+//! The fork is made before any thread exists. The child keeps the terminal until it is mounted, so
+//! that ssh can ask for a password; then it leaves the terminal and says so through a pipe.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use nix::unistd::{ForkResult, fork, pipe, setsid};
+
+/// The child's end: says how the start went.
+pub struct Starter {
+    pipe: Option<File>,
+}
+
+/// What `start` returns to whom.
+pub enum Role {
+    /// This process waits no longer: the child has started, or failed.
+    Parent(ExitCode),
+    /// This process is to do the work.
+    Child(Starter),
+}
+
+const STARTED: u8 = b'+';
+const FAILED: u8 = b'-';
+
+impl Starter {
+    /// Makes a starter for work in the foreground.
+    pub fn foreground() -> Self {
+        Self { pipe: None }
+    }
+
+    /// Says whether the work goes on in the background.
+    pub fn is_background(&self) -> bool {
+        self.pipe.is_some()
+    }
+
+    /// Says that the work has begun, and what to print. From here on the terminal is not touched;
+    /// standard error goes to `log`.
+    pub fn started(&mut self, words: &str, log: &Path) -> Result<()> {
+        let Some(mut pipe) = self.pipe.take() else {
+            print!("{words}");
+            return Ok(std::io::stdout().flush()?);
+        };
+        setsid().context("setsid")?;
+        std::env::set_current_dir("/").context("cannot change to /")?;
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        let log = File::options().create(true).append(true).open(log);
+        let log = log.unwrap_or(null.try_clone()?);
+        replace_standard_streams(null.as_fd().try_clone_to_owned()?, log.into())?;
+        // The parent may have been killed while it waited: no reason to end.
+        let _ = pipe.write_all(&[STARTED]).and_then(|()| pipe.write_all(words.as_bytes()));
+        Ok(())
+    }
+
+    /// Says that the work could not begin, and why.
+    pub fn failed(&mut self, words: &str) {
+        match self.pipe.take() {
+            Some(mut pipe) => {
+                let _ = pipe.write_all(&[FAILED]).and_then(|()| pipe.write_all(words.as_bytes()));
+            }
+            None => eprintln!("{words}"),
+        }
+    }
+}
+
+fn replace_standard_streams(null: OwnedFd, log: OwnedFd) -> Result<()> {
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&log)?;
+    Ok(())
+}
+
+/// Forks. The parent waits for the child's word and returns the exit status.
+pub fn start() -> Result<Role> {
+    let (reader, writer) = pipe().context("pipe")?;
+    nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+    // SAFETY: no thread has been started yet, so the child may do anything.
+    match unsafe { fork() }.context("fork")? {
+        ForkResult::Child => {
+            drop(reader);
+            Ok(Role::Child(Starter { pipe: Some(writer.into()) }))
+        }
+        ForkResult::Parent { child } => {
+            drop(writer);
+            let mut words = Vec::new();
+            File::from(reader).read_to_end(&mut words)?;
+            Ok(Role::Parent(match words.split_first() {
+                Some((&STARTED, words)) => {
+                    std::io::stdout().write_all(words)?;
+                    ExitCode::SUCCESS
+                }
+                Some((_, words)) => {
+                    eprintln!("{}", String::from_utf8_lossy(words));
+                    ExitCode::FAILURE
+                }
+                None => {
+                    let end = nix::sys::wait::waitpid(child, None);
+                    eprintln!("Error: the mount process ended while it started ({end:?})");
+                    ExitCode::FAILURE
+                }
+            }))
+        }
+    }
+}

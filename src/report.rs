@@ -1,0 +1,51 @@
+//! How results reach the person or program that ran the command.
+
+use std::process::ExitCode;
+
+/// An error with the next step to take.
+#[derive(Debug)]
+pub struct Hinted {
+    message: String,
+    hint: String,
+}
+
+impl Hinted {
+    /// Makes an error of what is wrong and what to do about it.
+    pub fn new(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+        anyhow::Error::new(Self { message: message.into(), hint: hint.into() })
+    }
+}
+
+impl std::fmt::Display for Hinted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Hinted {}
+
+/// Returns an error as text: `Error: …` and, where there is one, `Hint: …`.
+pub fn error_text(error: &anyhow::Error) -> String {
+    let hint = error.chain().find_map(|cause| cause.downcast_ref::<Hinted>());
+    let hint = hint.map_or(String::new(), |hinted| format!("\nHint: {}", hinted.hint));
+    format!("Error: {error:#}{hint}")
+}
+
+/// Prints an error, if there is one, and returns the exit status: 0, 1, or what was asked for.
+pub fn exit_code(result: anyhow::Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        eprintln!("{}", error_text(&error));
+        ExitCode::FAILURE
+    })
+}
+
+/// Returns a number of bytes as people write it: `18.2 MiB`.
+pub fn bytes_text(bytes: u64) -> String {
+    indicatif::HumanBytes(bytes).to_string()
+}
+
+/// Prints a value as JSON on a line of its own.
+pub fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string(value)?);
+    Ok(())
+}

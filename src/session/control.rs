@@ -1,0 +1,168 @@
+//! The control socket: JSON lines, one request and one reply each.
+
+use std::future::Future;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+
+use super::Record;
+
+/// The version of requests and replies.
+pub const VERSION: u32 = 1;
+/// The longest request, in bytes.
+const REQUEST_BYTES_MAX: u64 = 64 << 10;
+/// The most clients at once; `wait` keeps one for as long as the session lasts.
+const CLIENTS_MAX: usize = 64;
+
+#[derive(Serialize, Deserialize)]
+struct Request {
+    v: u32,
+    verb: String,
+}
+
+/// What the socket's verbs act on.
+pub trait Control: Send + Sync + 'static {
+    /// Returns the state and counters.
+    fn status(&self) -> Value;
+    /// Sends what is held to the state server; done when it is durable there.
+    fn write_back(&self) -> Pin<Box<dyn Future<Output = Result<()>> + Send + '_>>;
+}
+
+/// The listening side.
+pub struct Server {
+    ended: watch::Sender<Option<Value>>,
+    clients: Arc<tokio::sync::Semaphore>,
+}
+
+impl Server {
+    /// Listens on the session's socket. To be called within the runtime.
+    pub fn start(record: &Record, control: Arc<dyn Control>) -> Result<Self> {
+        let path = record.socket()?;
+        let _ = std::fs::remove_file(&path);
+        let listener = tokio::net::UnixListener::bind(&path)
+            .with_context(|| path.display().to_string())?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        let (ended, _) = watch::channel(None);
+        let clients = Arc::new(tokio::sync::Semaphore::new(CLIENTS_MAX));
+        let (events, places) = (ended.clone(), clients.clone());
+        tokio::spawn(async move {
+            while let Ok(place) = places.clone().acquire_owned().await {
+                let Ok((stream, _)) = listener.accept().await else { continue };
+                let (control, events) = (control.clone(), events.subscribe());
+                tokio::spawn(async move {
+                    let _place = place;
+                    if let Err(error) = serve(stream, control, events).await {
+                        log::debug!("control client: {error}");
+                    }
+                });
+            }
+        });
+        Ok(Self { ended, clients })
+    }
+
+    /// Tells those who wait that the session has ended, and lets the words reach them.
+    pub async fn end(self, error: Option<String>) {
+        let _ = self.ended.send(Some(match error {
+            Some(error) => json!({"ok": false, "ended": true, "error": error}),
+            None => json!({"ok": true, "ended": true}),
+        }));
+        let all = self.clients.acquire_many(CLIENTS_MAX as u32 - 1);
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(1), all).await;
+    }
+}
+
+async fn serve(
+    mut stream: tokio::net::UnixStream,
+    control: Arc<dyn Control>,
+    mut events: watch::Receiver<Option<Value>>,
+) -> Result<()> {
+    let (reader, mut writer) = stream.split();
+    let mut reader = tokio::io::BufReader::new(reader);
+    loop {
+        let mut line = String::new();
+        if (&mut reader).take(REQUEST_BYTES_MAX).read_line(&mut line).await? == 0 {
+            return Ok(());
+        }
+        let reply = match serde_json::from_str::<Request>(&line) {
+            Err(error) => failure(&format!("not a request: {error}")),
+            Ok(request) if request.v != VERSION => {
+                failure(&format!("version {} is spoken here, not {}", VERSION, request.v))
+            }
+            Ok(request) => match request.verb.as_str() {
+                "status" => {
+                    let mut status = control.status();
+                    status["ok"] = json!(true);
+                    status
+                }
+                "writeback" => match control.write_back().await {
+                    Ok(()) => json!({"ok": true}),
+                    Err(error) => failure(&format!("{error:#}")),
+                },
+                "wait" => {
+                    let ended = events.wait_for(Option::is_some).await;
+                    let last = ended.map(|value| value.clone());
+                    last.ok().flatten().unwrap_or_else(|| failure("the session was killed"))
+                }
+                verb => failure(&format!("unknown verb {verb:?}")),
+            },
+        };
+        writer.write_all(format!("{reply}\n").as_bytes()).await?;
+    }
+}
+
+fn failure(error: &str) -> Value {
+    json!({"ok": false, "error": error})
+}
+
+/// The asking side.
+pub struct Client {
+    reader: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects to a session.
+    pub fn connect(record: &Record) -> Result<Self> {
+        Self::connect_to(&record.socket()?).with_context(|| {
+            format!("session {} (process {}) does not answer", record.name, record.pid)
+        })
+    }
+
+    fn connect_to(path: &Path) -> Result<Self> {
+        Ok(Self { reader: BufReader::new(UnixStream::connect(path)?) })
+    }
+
+    /// Sends a request without waiting for its reply.
+    pub fn send(&mut self, verb: &str) -> Result<()> {
+        let request = Request { v: VERSION, verb: verb.into() };
+        let line = format!("{}\n", serde_json::to_string(&request)?);
+        Ok(self.reader.get_mut().write_all(line.as_bytes())?)
+    }
+
+    /// Waits for a reply; an `ok` of false is an error.
+    pub fn receive(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        if self.reader.read_line(&mut line)? == 0 {
+            bail!("the mount process has ended");
+        }
+        let reply: Value = serde_json::from_str(&line).context("not a reply")?;
+        if reply["ok"] != json!(true) {
+            bail!("{}", reply["error"].as_str().unwrap_or("unknown error"));
+        }
+        Ok(reply)
+    }
+
+    /// Asks and waits.
+    pub fn ask(&mut self, verb: &str) -> Result<Value> {
+        self.send(verb)?;
+        self.receive()
+    }
+}

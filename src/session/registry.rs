@@ -1,0 +1,185 @@
+//! Which sessions run: one small file each.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::directories;
+use crate::report::Hinted;
+
+/// The longest session name: with the directory it must fit a socket's address (108 bytes).
+const NAME_BYTES_MAX: usize = 40;
+
+/// What is known of a session without asking it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The session's name.
+    pub name: String,
+    /// The source, as it was given.
+    pub source: String,
+    /// The mount point, absolute.
+    pub mountpoint: PathBuf,
+    /// The mount process.
+    pub pid: u32,
+}
+
+impl Record {
+    /// Returns the control socket's path.
+    pub fn socket(&self) -> Result<PathBuf> {
+        Ok(directory()?.join(format!("{}.sock", self.name)))
+    }
+
+    /// Says whether the mount process is there and listens.
+    pub fn is_alive(&self) -> bool {
+        self.socket().is_ok_and(|path| std::os::unix::net::UnixStream::connect(path).is_ok())
+    }
+}
+
+/// A session's entry, removed when dropped.
+pub struct Registration {
+    record: Record,
+    directory: PathBuf,
+}
+
+impl Registration {
+    /// Takes a name. With `wanted`, that very name or an error; otherwise one like `suggested` that
+    /// is free.
+    pub fn new(
+        wanted: Option<&str>,
+        suggested: &str,
+        source: &str,
+        mountpoint: &Path,
+    ) -> Result<Self> {
+        let directory = directory()?;
+        let base = wanted.map_or_else(|| cleaned(suggested), String::from);
+        if !valid_name(&base) {
+            bail!("{base:?} is no session name: letters, digits, - _ . up to {NAME_BYTES_MAX}");
+        }
+        for number in 1.. {
+            let name = if number == 1 { base.clone() } else { format!("{base}-{number}") };
+            let record = Record {
+                name,
+                source: source.into(),
+                mountpoint: mountpoint.into(),
+                pid: std::process::id(),
+            };
+            let path = directory.join(format!("{}.json", record.name));
+            let text = serde_json::to_vec(&record)?;
+            // Written whole under another name and then linked: no reader sees half of it, and of
+            // two that want the name at once one gets it.
+            let draft = directory.join(format!(".{}.draft", record.pid));
+            fs::write(&draft, &text).with_context(|| draft.display().to_string())?;
+            let linked = fs::hard_link(&draft, &path);
+            let _ = fs::remove_file(&draft);
+            match linked {
+                Ok(()) => return Ok(Self { record, directory }),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    let holder = read(&path);
+                    if holder.as_ref().is_none_or(|holder| !process_exists(holder.pid)) {
+                        log::info!("removing the record of {}, which has died", record.name);
+                        remove(&directory, &record.name);
+                        // The same name again, now free.
+                        return Self::new(wanted, suggested, source, mountpoint);
+                    }
+                    if wanted.is_some() {
+                        return Err(Hinted::new(
+                            format!("a session named {base} runs already"),
+                            "gridvfs sessions lists them; choose another --session NAME",
+                        ));
+                    }
+                }
+                Err(error) => return Err(error).with_context(|| path.display().to_string()),
+            }
+        }
+        bail!("no free session name like {base}")
+    }
+
+    /// Returns the entry.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        remove(&self.directory, &self.record.name);
+    }
+}
+
+fn directory() -> Result<PathBuf> {
+    let directory = directories::runtime()?.join("sessions");
+    fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+    Ok(directory)
+}
+
+fn remove(directory: &Path, name: &str) {
+    for ending in ["sock", "json"] {
+        let _ = fs::remove_file(directory.join(format!("{name}.{ending}")));
+    }
+}
+
+fn read(path: &Path) -> Option<Record> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+fn process_exists(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+/// Says whether a session may have this name.
+pub fn valid_name(name: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&name.len())
+        && !name.starts_with('.')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+fn cleaned(name: &str) -> String {
+    let good = |character: char| character.is_ascii_alphanumeric() || "-_.".contains(character);
+    let name: String = name.chars().filter(|character| good(*character)).collect();
+    let name: String = name.trim_start_matches('.').chars().take(NAME_BYTES_MAX - 4).collect();
+    if name.is_empty() { "session".into() } else { name }
+}
+
+/// Returns all sessions of this user, by name. Those that were killed are among them.
+pub fn list() -> Result<Vec<Record>> {
+    let mut records: Vec<Record> = fs::read_dir(directory()?)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|ending| ending == "json"))
+        .filter_map(|path| read(&path))
+        .collect();
+    records.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(records)
+}
+
+/// Finds a session by its name or mount point.
+pub fn find(target: &str) -> Result<Option<Record>> {
+    let absolute = std::path::absolute(target)?;
+    // A mount that does not answer must not hold up the search: only the parent is resolved.
+    let resolved = absolute
+        .parent()
+        .and_then(|parent| fs::canonicalize(parent).ok())
+        .and_then(|parent| Some(parent.join(absolute.file_name()?)));
+    let found = |record: &Record| {
+        record.name == target
+            || record.mountpoint == absolute
+            || Some(&record.mountpoint) == resolved.as_ref()
+    };
+    Ok(list()?.into_iter().find(found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_made_fit() {
+        assert_eq!(cleaned("my vm/ä"), "myvm");
+        assert_eq!(cleaned("..."), "session");
+        assert!(valid_name(&cleaned(&"x".repeat(300))));
+        for name in ["", ".x", "a/b", "a b", &"x".repeat(41)] {
+            assert!(!valid_name(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! What the end-to-end tests share: real servers, real mounts, and their orderly end.
+//!
+//! A [`Rig`] is an export, the servers in front of it and a mount of it, in one of the five ways
+//! that the command offers. Everything is ended when it is dropped, in reverse order.
+
+#![allow(dead_code)] // Each test binary uses a part of it.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// How a mount reaches its files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// `/path`, in process.
+    Local,
+    /// `HOST:/path`: ssh and the local directory of the proxy.
+    Ssh,
+    /// `HOST:/path -o nfs=`: ssh, the proxy's forwarder, NFS-Ganesha.
+    Forward,
+    /// `HOST:/path -o no_proxy`: ssh -W, NFS-Ganesha.
+    NoProxy,
+    /// `nfs://`: NFS-Ganesha by plain TCP.
+    Nfs,
+}
+
+/// All ways.
+pub const WAYS: [Way; 5] = [Way::Local, Way::Ssh, Way::Forward, Way::NoProxy, Way::Nfs];
+
+impl Way {
+    /// Says whether ssh is in it.
+    pub fn needs_ssh(self) -> bool {
+        matches!(self, Self::Ssh | Self::Forward | Self::NoProxy)
+    }
+
+    /// Says whether NFS-Ganesha is in it.
+    pub fn needs_ganesha(self) -> bool {
+        matches!(self, Self::Forward | Self::NoProxy | Self::Nfs)
+    }
+}
+
+/// An export and a mount of it.
+pub struct Rig {
+    /// How it is reached.
+    pub way: Way,
+    /// The directory on the server's side.
+    pub export: PathBuf,
+    /// The mount point.
+    pub mountpoint: PathBuf,
+    /// Everything else: server folders, logs.
+    pub folder: PathBuf,
+    options: Vec<String>,
+    user: Option<String>,
+    mounted: bool,
+    _temporary: tempfile::TempDir,
+}
+
+/// The command under test.
+pub fn gridvfs() -> &'static str {
+    env!("CARGO_BIN_EXE_gridvfs")
+}
+
+/// Says visibly that a test cannot run here.
+pub fn skipped(test: &str, reason: &str) {
+    println!("SKIPPED: {test}: {reason}");
+}
+
+/// Says whether this process is root.
+pub fn is_root() -> bool {
+    // SAFETY: no preconditions.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// Says whether a program is installed.
+pub fn installed(program: &str) -> bool {
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    path.split(':').any(|directory| Path::new(directory).join(program).exists())
+}
+
+/// Returns why a way cannot be taken on this machine.
+pub fn impossible(way: Way) -> Option<String> {
+    if !installed("fusermount3") || !Path::new("/dev/fuse").exists() {
+        return Some("needs FUSE (fusermount3 and /dev/fuse)".into());
+    }
+    if std::fs::File::options().read(true).write(true).open("/dev/fuse").is_err() {
+        return Some("may not open /dev/fuse".into());
+    }
+    if way.needs_ssh() && !installed("sshd") {
+        return Some("needs sshd".into());
+    }
+    if way.needs_ganesha() && !is_root() {
+        return Some("needs root (NFS-Ganesha)".into());
+    }
+    if way.needs_ganesha() && !installed("ganesha.nfsd") {
+        return Some("needs nfs-ganesha".into());
+    }
+    None
+}
+
+/// Runs a command and returns its output; a failure is a panic with what it printed.
+pub fn run(command: &mut Command) -> Output {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    output
+}
+
+/// Runs a shell script in a directory; a failure is a panic with what it printed.
+pub fn shell(directory: &Path, script: &str) -> String {
+    let mut command = Command::new("bash");
+    command.args(["-euo", "pipefail", "-c", script]).current_dir(directory);
+    command.stdin(Stdio::null());
+    String::from_utf8_lossy(&run(&mut command).stdout).into_owned()
+}
+
+fn support(script: &str) -> Command {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support").join(script);
+    let mut command = Command::new(path);
+    command.stdin(Stdio::null());
+    command
+}
+
+impl Rig {
+    /// Makes an export with its servers, and mounts it. `None`, and a word about it, where that
+    /// cannot be.
+    pub fn mounted(test: &str, way: Way) -> Option<Self> {
+        Self::mounted_with(test, way, &[])
+    }
+
+    /// The same with `-o` options.
+    pub fn mounted_with(test: &str, way: Way, options: &[&str]) -> Option<Self> {
+        let mut rig = Self::new(test, way)?;
+        rig.options = options.iter().map(|option| option.to_string()).collect();
+        rig.mount();
+        Some(rig)
+    }
+
+    /// The same for an ordinary user, made for the tests.
+    pub fn mounted_as_user(test: &str, way: Way) -> Option<Self> {
+        if !is_root() {
+            // This very process is an ordinary user's.
+            return Self::mounted(test, way);
+        }
+        let user = "gridvfs-test";
+        if !Command::new("id").arg(user).output().is_ok_and(|output| output.status.success()) {
+            let mut command = Command::new("useradd");
+            command.args(["--system", "--create-home", "--shell", "/bin/bash", user]);
+            if !command.output().is_ok_and(|output| output.status.success()) {
+                skipped(test, "cannot make a user for it");
+                return None;
+            }
+        }
+        // What fuse3's udev rule does where udev runs.
+        let _ = Command::new("chmod").args(["666", "/dev/fuse"]).status();
+        let mut rig = Self::prepare(test, way, Some(user.into()))?;
+        rig.mount();
+        Some(rig)
+    }
+
+    /// Makes an export with its servers, without a mount.
+    pub fn new(test: &str, way: Way) -> Option<Self> {
+        Self::prepare(test, way, None)
+    }
+
+    fn prepare(test: &str, way: Way, user: Option<String>) -> Option<Self> {
+        if let Some(reason) = impossible(way) {
+            skipped(&format!("{test} ({way:?})"), &reason);
+            return None;
+        }
+        let temporary = tempfile::Builder::new().prefix("gridvfs-").tempdir().expect("folder");
+        let folder = temporary.path().canonicalize().expect("folder");
+        shell(&folder, "chmod 755 . && mkdir export mnt");
+        let (export, mountpoint) = (folder.join("export"), folder.join("mnt"));
+        if let Some(user) = &user {
+            shell(&folder, &format!("chown {user} export mnt"));
+        }
+        let rig = Self {
+            way,
+            export,
+            mountpoint,
+            folder,
+            options: Vec::new(),
+            user,
+            mounted: false,
+            _temporary: temporary,
+        };
+        if way.needs_ganesha() {
+            rig.ganesha("start");
+        }
+        if way.needs_ssh() {
+            rig.sshd("start");
+        }
+        Some(rig)
+    }
+
+    /// Starts, stops or kills NFS-Ganesha.
+    pub fn ganesha(&self, verb: &str) {
+        let mut command = support("ganesha.sh");
+        command.arg(verb).arg(self.folder.join("ganesha"));
+        if verb == "start" {
+            command.arg(&self.export);
+        }
+        run(&mut command);
+    }
+
+    /// Starts or stops sshd.
+    pub fn sshd(&self, verb: &str) {
+        let mut command = support("sshd.sh");
+        command.arg(verb).arg(self.folder.join("sshd"));
+        if verb == "start" {
+            if let Ok(port) = std::fs::read_to_string(self.folder.join("sshd/port")) {
+                command.args(["--port", port.trim()]);
+            }
+            if let Some(user) = &self.user {
+                command.args(["--user", user]);
+            }
+        }
+        run(&mut command);
+    }
+
+    /// Reads a port number that a server's script has left.
+    pub fn port(&self, name: &str) -> String {
+        let text = std::fs::read_to_string(self.folder.join(name)).expect(name);
+        text.trim().to_string()
+    }
+
+    /// The SOURCE argument.
+    pub fn source(&self) -> String {
+        let export = self.export.display();
+        match self.way {
+            Way::Local => export.to_string(),
+            Way::Ssh | Way::Forward | Way::NoProxy => format!("gvhost:{export}"),
+            Way::Nfs => format!("nfs://127.0.0.1:{}{export}", self.port("ganesha/port")),
+        }
+    }
+
+    /// A command that runs as the rig's user.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = match &self.user {
+            Some(user) => {
+                let mut command = Command::new("runuser");
+                command.args(["-u", user, "--"]).arg(program);
+                command.env_remove("XDG_RUNTIME_DIR");
+                command
+            }
+            None => Command::new(program),
+        };
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// The `gridvfs mount` command, not yet run.
+    pub fn mount_command(&self) -> Command {
+        let mut command = self.command(gridvfs());
+        command.arg("mount").arg(self.source()).arg(&self.mountpoint);
+        for option in &self.options {
+            command.args(["-o", option]);
+        }
+        if self.way.needs_ssh() {
+            let config = self.folder.join("sshd/ssh_config");
+            command.arg("-F").arg(config).args(["-o", &format!("gridvfs_command={}", gridvfs())]);
+        }
+        match self.way {
+            Way::Forward => {
+                let port = self.port("ganesha/port");
+                command.args(["-o", &format!("nfs=127.0.0.1:{port}")]);
+            }
+            Way::NoProxy => {
+                let port = self.port("ganesha/port");
+                command.args(["-o", &format!("no_proxy,nfs=127.0.0.1:{port}")]);
+            }
+            _ => {}
+        }
+        if self.way.needs_ganesha() && self.way != Way::Forward {
+            let port = self.port("ganesha/mount_port");
+            command.args(["-o", &format!("mountport={port}")]);
+        }
+        command
+    }
+
+    /// Mounts.
+    pub fn mount(&mut self) {
+        run(&mut self.mount_command());
+        self.mounted = true;
+    }
+
+    /// Unmounts, which writes back.
+    pub fn umount(&mut self) {
+        self.mounted = false;
+        run(self.command(gridvfs()).arg("umount").arg(&self.mountpoint));
+    }
+
+    /// The state that `gridvfs status --json` prints.
+    pub fn status(&self) -> serde_json::Value {
+        let mut command = self.command(gridvfs());
+        let output = run(command.arg("status").arg(&self.mountpoint).arg("--json"));
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
+    /// The mount process.
+    pub fn pid(&self) -> i32 {
+        self.status()["pid"].as_i64().expect("a pid") as i32
+    }
+
+    /// The ssh processes of the mount.
+    pub fn ssh_pids(&self) -> Vec<i32> {
+        let children = format!("/proc/{0}/task", self.pid());
+        let Ok(tasks) = std::fs::read_dir(children) else { return Vec::new() };
+        tasks
+            .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok())
+            .flat_map(|list| list.split_whitespace().map(str::to_string).collect::<Vec<_>>())
+            .filter_map(|pid| pid.parse().ok())
+            .collect()
+    }
+
+    /// Runs a shell script in the mount as the rig's user.
+    pub fn shell(&self, script: &str) -> String {
+        let mut command = self.command("bash");
+        command.args(["-euo", "pipefail", "-c", script]).current_dir(&self.mountpoint);
+        String::from_utf8_lossy(&run(&mut command).stdout).into_owned()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // What the servers and the mount have to say about it.
+            let log = "tail -n 40 */*.log ~/.local/state/gridvfs/mnt*.log 2>/dev/null || true";
+            let _ = Command::new("bash").args(["-c", log]).current_dir(&self.folder).status();
+        }
+        if self.mounted {
+            let mut command = self.command("timeout");
+            command.args(["60", gridvfs(), "umount"]).arg(&self.mountpoint);
+            let _ = command.output();
+        }
+        let _ = Command::new("fusermount3").args(["-u", "-z", "-q"]).arg(&self.mountpoint).output();
+        if self.way.needs_ssh() {
+            let _ = support("sshd.sh").arg("stop").arg(self.folder.join("sshd")).output();
+        }
+        if self.way.needs_ganesha() {
+            let _ = support("ganesha.sh").arg("kill").arg(self.folder.join("ganesha")).output();
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! An unmodified QEMU boots a guest from the mount, and what the guest wrote is on the server.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use common::{Rig, WAYS, Way, installed, run, skipped};
+
+/// The golden VM, made once a test run and kept between runs.
+fn golden() -> Option<&'static PathBuf> {
+    static GOLDEN: OnceLock<Option<PathBuf>> = OnceLock::new();
+    GOLDEN
+        .get_or_init(|| {
+            let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+            let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("golden");
+            let mut build = std::process::Command::new(project.join("bench/guest/build.sh"));
+            let output = build.arg(&folder).output().ok()?;
+            if output.status.success() {
+                return Some(folder);
+            }
+            println!("{}", String::from_utf8_lossy(&output.stderr));
+            None
+        })
+        .as_ref()
+}
+
+fn boots_and_writes(way: Way, cache: &str, as_user: bool) {
+    let test = format!("a_guest_boots_and_writes_its_disk ({cache})");
+    if !installed("qemu-system-x86_64") {
+        return skipped(&test, "needs qemu-system-x86_64");
+    }
+    let Some(golden) = golden() else {
+        return skipped(&test, "the guest cannot be made here (no kernel package?)");
+    };
+    let rig = if as_user { Rig::mounted_as_user(&test, way) } else { Rig::mounted(&test, way) };
+    let Some(mut rig) = rig else { return };
+    common::shell(golden, &format!("cp --sparse=always -r . {}/vm", rig.export.display()));
+    if as_user {
+        let owner = run(rig.command("id").arg("-un")).stdout;
+        let owner = String::from_utf8_lossy(&owner);
+        common::shell(&rig.export, &format!("chown -R {owner} ."));
+    }
+    let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut boot = rig.command(project.join("bench/guest/run.sh"));
+    boot.arg(rig.mountpoint.join("vm")).args(["--cache", cache]).args(["--action", "poweroff"]);
+    let output = run(&mut boot);
+    println!("{way:?} {cache}: {}", String::from_utf8_lossy(&output.stdout));
+    // Through the mount and beside it: the same image.
+    let there = rig.export.join("vm/disk.raw");
+    let mut compare = std::process::Command::new("qemu-img");
+    compare.args(["compare", "-f", "raw", "-F", "raw"]).arg(rig.mountpoint.join("vm/disk.raw"));
+    if !as_user {
+        run(compare.arg(&there));
+    }
+    rig.umount();
+    // The guest's own marker is in the server's copy, and the file system in it is sound.
+    let disk = there.display();
+    let marks = common::shell(
+        &rig.folder,
+        &format!("PATH=$PATH:/sbin e2fsck -fn {disk} > e2fsck.log && debugfs -R 'ls -p /var/log' {disk} 2>/dev/null"),
+    );
+    assert!(marks.contains("boot-"), "{way:?} {cache}: the guest's write did not arrive: {marks}");
+}
+
+#[test]
+fn a_guest_boots_and_writes_its_disk_writeback() {
+    for way in WAYS {
+        boots_and_writes(way, "writeback", false);
+    }
+}
+
+#[test]
+fn a_guest_boots_and_writes_its_disk_o_direct() {
+    for way in [Way::Ssh, Way::Forward] {
+        boots_and_writes(way, "none", false);
+    }
+}
+
+#[test]
+fn an_ordinary_user_boots_a_guest() {
+    boots_and_writes(Way::Ssh, "writeback", true);
+}

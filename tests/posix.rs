@@ -1,0 +1,114 @@
+//! What POSIX promises, on every way to reach a server.
+
+mod common;
+
+use common::{Rig, WAYS, Way};
+
+/// Checks that need nothing but system calls, as a Python program run in the mount.
+const CHECKS: &str = include_str!("support/posix.py");
+
+#[test]
+fn system_calls_answer_as_the_kernel_does() {
+    for way in WAYS {
+        let test = "system_calls_answer_as_the_kernel_does";
+        let options: &[&str] = if common::is_root() { &["allow_other"] } else { &[] };
+        let Some(rig) = Rig::mounted_with(test, way, options) else { continue };
+        let script = rig.folder.join("posix.py");
+        std::fs::write(&script, CHECKS).expect("script");
+        let own = if matches!(way, Way::Local | Way::Ssh) { "own" } else { "foreign" };
+        println!("{way:?}:\n{}", rig.shell(&format!("python3 {} {own}", script.display())));
+    }
+}
+
+#[test]
+fn a_large_directory_is_listed_once_and_whole() {
+    const FILES: usize = 100_000;
+    for way in WAYS {
+        let test = "a_large_directory_is_listed_once_and_whole";
+        let Some(rig) = Rig::mounted(test, way) else { continue };
+        // Made on the server's side, where it is quick; a part is changed while it is listed.
+        common::shell(
+            &rig.export,
+            &format!("mkdir big && cd big && seq -f 'stays-%06g' {FILES} | xargs touch
+                      seq -f 'goes-%04g' 2000 | xargs touch"),
+        );
+        let listing = rig.mountpoint.join("big");
+        let changer = std::thread::spawn({
+            let big = rig.export.join("big");
+            move || {
+                for number in 1..=2000 {
+                    let _ = std::fs::remove_file(big.join(format!("goes-{number:04}")));
+                    let _ = std::fs::write(big.join(format!("comes-{number:04}")), b"");
+                }
+            }
+        });
+        for _ in 0..2 {
+            let mut seen = std::collections::HashMap::<String, usize>::new();
+            for entry in std::fs::read_dir(&listing).expect("opendir") {
+                let name = entry.expect("readdir").file_name().into_string().expect("ascii");
+                *seen.entry(name).or_default() += 1;
+            }
+            let twice = seen.iter().find(|(_, count)| **count > 1);
+            assert_eq!(twice, None, "{way:?}: listed twice");
+            let stays = seen.keys().filter(|name| name.starts_with("stays-")).count();
+            assert_eq!(stays, FILES, "{way:?}: listed");
+        }
+        changer.join().expect("changer");
+    }
+}
+
+#[test]
+fn changes_of_others_are_seen() {
+    for way in WAYS {
+        let Some(rig) = Rig::mounted("changes_of_others_are_seen", way) else { continue };
+        let (here, there) = (rig.mountpoint.join("f"), rig.export.join("f"));
+        std::fs::write(&there, b"one").expect("write there");
+        assert_eq!(std::fs::read(&here).expect("read"), b"one");
+        // Same size, so that only times tell; twice, since the first may be in the same tick.
+        for text in [b"two", b"six"] {
+            std::thread::sleep(std::time::Duration::from_millis(1100));
+            std::fs::write(&there, text).expect("write there");
+            std::thread::sleep(std::time::Duration::from_millis(1100));
+            assert_eq!(std::fs::read(&here).expect("read"), text, "{way:?}");
+        }
+        std::fs::write(&here, b"mine, longer").expect("write here");
+        assert_eq!(std::fs::read(&there).expect("read there"), b"mine, longer", "{way:?}: closed");
+        std::fs::remove_file(&there).expect("remove there");
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        assert!(!here.exists(), "{way:?}: removed there");
+    }
+}
+
+#[test]
+fn replaced_and_removed_files_work_until_closed() {
+    for way in WAYS {
+        let Some(mut rig) = Rig::mounted("replaced_and_removed_files_work", way) else { continue };
+        rig.shell(
+            "python3 - <<'P'
+import os
+def fresh(name, data):
+    fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o644); os.write(fd, data); return fd
+fd = fresh('gone', b'x' * 100000)
+os.unlink('gone')
+assert os.fstat(fd).st_nlink == 0, os.fstat(fd)
+assert os.pread(fd, 10, 99990) == b'x' * 10
+os.pwrite(fd, b'later', 100000); os.fsync(fd)
+assert os.pread(fd, 100, 100000) == b'later'
+assert os.listdir('.') == [], os.listdir('.')
+os.close(fd)
+fd = fresh('target', b'old'); open('source', 'wb').write(b'new'); os.rename('source', 'target')
+assert os.pread(fd, 9, 0) == b'old' and open('target', 'rb').read() == b'new'
+assert os.listdir('.') == ['target']
+os.ftruncate(fd, 1); assert os.fstat(fd).st_size == 1
+os.close(fd); os.unlink('target')
+os.mkdir('d'); fd = fresh('d/f', b'inside'); os.unlink('d/f'); os.rmdir('d')
+assert os.pread(fd, 9, 0) == b'inside'; os.close(fd)
+fd = fresh('two', b'links'); os.link('two', 'other'); os.unlink('two')
+assert os.fstat(fd).st_nlink == 1, os.fstat(fd); os.close(fd); os.unlink('other')
+P",
+        );
+        rig.umount();
+        let left = common::shell(&rig.export, "find . -mindepth 1");
+        assert_eq!(left, "", "{way:?}: left behind");
+    }
+}
