@@ -114,6 +114,13 @@ impl BufferLayer {
         }
     }
 
+    /// Finds out whether the server has lost data, and gives it back if so.
+    async fn make_certain(&self, file: &FileHandle) {
+        if let Some(file) = self.shared.known(file) {
+            let _ = self.shared.commit(&file, Report::Leave).await;
+        }
+    }
+
     fn settle_wcc(&self, file: &FileHandle, wcc: &mut Wcc, asked: Asked) {
         if let Some(attr) = &mut wcc.after {
             self.shared.settle(file, attr, asked);
@@ -139,7 +146,12 @@ impl Vfs for BufferLayer {
         let _ = self.send_first(file).await;
         let asked = self.shared.ask();
         let mut attr = self.shared.inner.getattr(caller, file).await?;
-        self.shared.settle(file, &mut attr, asked);
+        if self.shared.settle(file, &mut attr, asked) {
+            self.make_certain(file).await;
+            let asked = self.shared.ask();
+            attr = self.shared.inner.getattr(caller, file).await?;
+            self.shared.settle(file, &mut attr, asked);
+        }
         Ok(attr)
     }
 
@@ -156,8 +168,9 @@ impl Vfs for BufferLayer {
     async fn lookup(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Entry> {
         let asked = self.shared.ask();
         let mut entry = self.shared.inner.lookup(caller, dir, name).await?;
-        if let Some(attr) = &mut entry.attr {
-            self.shared.settle(&entry.handle, attr, asked);
+        let Some(attr) = &mut entry.attr else { return Ok(entry) };
+        if self.shared.settle(&entry.handle, attr, asked) {
+            *attr = self.getattr(caller, &entry.handle).await?;
         }
         Ok(entry)
     }
@@ -170,8 +183,9 @@ impl Vfs for BufferLayer {
     ) -> Result<AccessGranted> {
         let asked = self.shared.ask();
         let mut granted = self.shared.inner.access(caller, file, wanted).await?;
-        if let Some(attr) = &mut granted.attr {
-            self.shared.settle(file, attr, asked);
+        let Some(attr) = &mut granted.attr else { return Ok(granted) };
+        if self.shared.settle(file, attr, asked) {
+            *attr = self.getattr(caller, file).await?;
         }
         Ok(granted)
     }

@@ -133,13 +133,13 @@ impl Extents {
         self.pieces.last_key_value().map_or(0, |(at, piece)| at + piece.len())
     }
 
-    /// Returns the end of the last piece that the server may not have yet, 0 if there is none.
-    pub fn unsent_end(&self) -> u64 {
-        if self.unsent_bytes == 0 {
+    /// Returns the end of the last piece that the server has answered, 0 if there is none.
+    pub fn unstable_end(&self) -> u64 {
+        if self.unstable_bytes == 0 {
             return 0;
         }
-        let unsent = |piece: &Piece| !matches!(piece.state, PieceState::Unstable { .. });
-        let last = self.pieces.iter().rev().find(|(_, piece)| unsent(piece));
+        let unstable = |piece: &Piece| matches!(piece.state, PieceState::Unstable { .. });
+        let last = self.pieces.iter().rev().find(|(_, piece)| unstable(piece));
         last.map_or(0, |(at, piece)| at + piece.len())
     }
 

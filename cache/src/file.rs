@@ -84,6 +84,16 @@ pub(crate) struct Reading {
     pub released_at: u64,
 }
 
+/// What attributes told.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    /// Units to drop, because others have changed the file.
+    pub dropped: Vec<Arc<Unit>>,
+    /// The file is shorter than what the server had taken: either somebody has cut it, or the
+    /// server has restarted and lost data. A COMMIT tells which.
+    pub doubtful: bool,
+}
+
 /// See [`File`].
 #[derive(Debug)]
 pub(crate) struct State {
@@ -151,12 +161,12 @@ impl State {
 
     /// Takes note of attributes that came with the answer to a call that was sent at `asked`, when
     /// the layer's change clock stood at `clock`, and corrects their size by what the server does
-    /// not know yet. Returns the units to drop because others have changed the file.
-    pub fn take_attr(&mut self, attr: &mut Attr, clock: u64, asked: Instant) -> Vec<Arc<Unit>> {
-        let mut dropped = Vec::new();
-        let reading = &mut self.reading;
+    /// not know yet.
+    pub fn take_attr(&mut self, attr: &mut Attr, clock: u64, asked: Instant) -> Taken {
+        let mut taken = Taken::default();
+        let (reading, extents) = (&mut self.reading, &self.writing.extents);
         let signature = WccAttr::from(&*attr);
-        let ours = reading.changed_at > clock || self.writing.extents.is_sending();
+        let ours = reading.changed_at > clock || extents.is_sending();
         if ours {
             // The answer may be from before or after our own change: no news of others.
             if reading.known.is_none_or(|known| signature.ctime >= known.ctime) {
@@ -169,14 +179,21 @@ impl State {
             }
         } else {
             if reading.known.is_some_and(|known| known != signature) {
-                dropped = std::mem::take(&mut reading.units).into_values().collect();
+                taken.dropped = std::mem::take(&mut reading.units).into_values().collect();
             }
             reading.known = Some(signature);
             reading.confirmed = reading.confirmed.max(Some(asked));
             reading.own_size = attr.size;
+            taken.doubtful = attr.size < extents.unstable_end();
         }
-        attr.size = attr.size.max(self.writing.extents.unsent_end());
-        dropped
+        attr.size = attr.size.max(extents.end());
+        taken
+    }
+
+    /// Takes note of the attributes that a change by our own call left.
+    pub fn take_own_attr(&mut self, attr: &mut Attr, clock: u64, asked: Instant) {
+        self.reading.known = Some(WccAttr::from(&*attr));
+        self.take_attr(attr, clock, asked);
     }
 
     /// Notes that a WRITE of ours was answered.

@@ -2,8 +2,7 @@
 //!
 //! A unit is asked for once (single flight): whoever finds it in the file's map waits for it. The
 //! task that fetches it belongs to the runtime, not to a reader, so that a reader that goes away
-//! takes nothing from the others. It holds the memory it was charged for until the last reference
-//! is gone.
+//! takes nothing from the others. It is charged for its memory until its file lets it go.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -71,6 +70,12 @@ impl Unit {
     /// Gives the unit the memory it is charged for.
     pub fn charge(&self, permit: OwnedSemaphorePermit) {
         *self.permit.lock() = Some(permit);
+    }
+
+    /// Gives the memory back although readers may still hold the data for a moment: they must not
+    /// wait for memory that they themselves keep from being free.
+    pub fn uncharge(&self) {
+        *self.permit.lock() = None;
     }
 
     /// Ends the fetch and wakes all who wait.

@@ -307,9 +307,12 @@ impl Writing {
     }
 
     fn back_off(&mut self, error: &Error, now: Instant, retry_max: Duration) {
-        let pause = RETRY_MIN.saturating_mul(1 << self.retries.min(10)).min(retry_max);
-        self.retries = self.retries.saturating_add(1);
-        self.retry_at = Some(now + pause);
+        // Calls that fail together count once.
+        if self.retry_at.is_none_or(|at| at <= now) {
+            let pause = RETRY_MIN.saturating_mul(1 << self.retries.min(10)).min(retry_max);
+            self.retries = self.retries.saturating_add(1);
+            self.retry_at = Some(now + pause);
+        }
         if matches!(error, Error::Unreachable(_)) {
             self.silences += 1;
             self.silence = Some(error.clone());

@@ -74,11 +74,11 @@ impl Shared {
         let asked = self.ask();
         let mut attr = None;
         let result = self.read_whole(file, unit, asked.at, &mut attr).await;
-        let dropped = self.with(file, |state| {
+        let (dropped, current) = self.with(file, |state| {
             let units = &state.reading.units;
             let current = units.get(&unit.start).is_some_and(|u| Arc::ptr_eq(u, unit));
             let mut dropped = match &mut attr {
-                Some(attr) => state.take_attr(attr, asked.clock, asked.at),
+                Some(attr) => state.take_attr(attr, asked.clock, asked.at).dropped,
                 None => Vec::new(),
             };
             if current && result.is_err() {
@@ -88,14 +88,18 @@ impl Shared {
                 dropped.retain(|other| !Arc::ptr_eq(other, unit));
                 state.reading.units.insert(unit.start, unit.clone());
             }
-            dropped
+            (dropped, current)
         });
         self.changed_by_others(dropped);
         if let Ok(fetched) = &result {
             add(&self.counters.fetched_bytes, fetched.data.len() as u64);
         }
         unit.finish(result);
-        self.lru.note(file, unit);
+        if current {
+            self.lru.note(file, unit);
+        } else {
+            unit.uncharge();
+        }
         match self.reads.wanted.load(Ordering::SeqCst) {
             0 => self.trim(),
             wanted => self.evict(Victims::All, wanted),

@@ -81,15 +81,15 @@ impl Shared {
                     shared.inner.setattr(&caller, &file.handle, &changes, guard).await;
                 let dropped = shared.with(&file, |state| {
                     let clock = shared.tick();
-                    state.reading.changed_at = clock;
-                    let mut dropped = match (&result, changes.size) {
+                    let dropped = match (&result, changes.size) {
                         (Ok(_), Some(size)) => state.resized(Some(size), clock),
                         (Ok(_), None) => Vec::new(),
                         (Err(_), _) => state.drop_units(),
                     };
                     if let Ok(Wcc { after: Some(attr), .. }) = &mut result {
-                        dropped.extend(state.take_attr(attr, asked.clock, asked.at));
+                        state.take_own_attr(attr, asked.clock, asked.at);
                     }
+                    state.reading.changed_at = clock;
                     dropped
                 });
                 shared.dispose(dropped);
@@ -124,19 +124,18 @@ impl Shared {
                     shared.inner.allocate(&caller, &file.handle, offset, length, how).await;
                 let dropped = shared.with(&file, |state| {
                     let clock = shared.tick();
-                    let mut dropped = state.resized(None, clock);
                     if result.is_ok() && zeroes {
                         state.writing.extents.drop_unstable(offset, end);
+                    }
+                    if let Ok(Wcc { after: Some(attr), .. }) = &mut result {
+                        state.take_own_attr(attr, asked.clock, asked.at);
                     }
                     if result.is_ok()
                         && matches!(how, Allocation::Reserve | Allocation::ZeroRange)
                     {
                         state.wrote(end, clock);
                     }
-                    if let Ok(Wcc { after: Some(attr), .. }) = &mut result {
-                        dropped.extend(state.take_attr(attr, asked.clock, asked.at));
-                    }
-                    dropped
+                    state.resized(None, clock)
                 });
                 shared.dispose(dropped);
                 result

@@ -134,12 +134,20 @@ impl Shared {
         self.files.iter().for_each(|file| file.wake.notify_one());
     }
 
-    /// Takes note of attributes and corrects them; see [`State::take_attr`].
-    pub fn settle(&self, handle: &FileHandle, attr: &mut Attr, asked: Asked) {
-        if let Some(file) = self.known(handle) {
-            let dropped = self.with(&file, |state| state.take_attr(attr, asked.clock, asked.at));
-            self.changed_by_others(dropped);
-        }
+    /// Takes note of attributes and corrects them; see [`State::take_attr`]. Returns whether they
+    /// are doubtful.
+    pub fn settle(&self, handle: &FileHandle, attr: &mut Attr, asked: Asked) -> bool {
+        let Some(file) = self.known(handle) else { return false };
+        let taken = self.with(&file, |state| {
+            let taken = state.take_attr(attr, asked.clock, asked.at);
+            if taken.doubtful {
+                state.writing.commit_wanted = state.writing.epoch;
+                file.wake.notify_one();
+            }
+            taken
+        });
+        self.changed_by_others(taken.dropped);
+        taken.doubtful
     }
 
     /// Lets units go because others have changed their file.
@@ -155,6 +163,9 @@ impl Shared {
         for unit in dropped {
             self.lru.forget(&unit);
             self.count_waste(&unit);
+            if unit.result().is_some() {
+                unit.uncharge();
+            }
         }
     }
 
@@ -178,6 +189,7 @@ impl Shared {
             if same {
                 state.reading.units.remove(&unit.start);
             }
+            unit.uncharge();
             if unread {
                 state.reading.streams.wasted();
             }

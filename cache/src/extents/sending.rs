@@ -63,7 +63,13 @@ impl Extents {
     }
 
     fn find_run(&self, urgency: Urgency, limit: u64) -> Option<Vec<u64>> {
-        let of_full = self.full.iter().find_map(|index| self.run_in(*index, limit));
+        // A full chunk that can only be sent in part waits for the rest, until it is due.
+        let is_whole = |run: &Vec<u64>| {
+            let bytes: u64 = run.iter().filter_map(|at| self.pieces.get(at)).map(Piece::len).sum();
+            bytes == self.chunk_bytes
+        };
+        let of_full =
+            self.full.iter().find_map(|index| self.run_in(*index, limit).filter(is_whole));
         if of_full.is_some() {
             return of_full;
         }
