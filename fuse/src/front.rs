@@ -139,6 +139,9 @@ impl Filesystem for Front {
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_CACHE_SYMLINKS,
+            // The server clears set-id bits as it writes for the caller; the kernel would do it by
+            // a SETATTR that the caller may not make.
+            InitFlags::FUSE_HANDLE_KILLPRIV,
         ] {
             if config.add_capabilities(wanted).is_err() {
                 log::debug!("the kernel lacks {wanted:?}");
