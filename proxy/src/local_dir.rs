@@ -32,8 +32,6 @@ mod store;
 mod sys;
 mod sys_names;
 mod table;
-#[cfg(test)]
-mod tests;
 mod volume;
 
 use std::num::NonZeroUsize;

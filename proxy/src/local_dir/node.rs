@@ -90,12 +90,6 @@ impl Nodes {
         self.kept_max
     }
 
-    /// How many descriptors are open now.
-    #[cfg(test)]
-    pub(super) fn open(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
-    }
-
     /// Counts a descriptor from now on.
     pub(super) fn count(&self, fd: OwnedFd) -> Fd {
         self.open.fetch_add(1, Ordering::Relaxed);
