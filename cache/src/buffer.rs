@@ -55,11 +55,7 @@ pub struct BufferLayer {
 impl BufferLayer {
     /// Puts a layer over `inner`, whose limits it asks for (FSINFO). Calls that outlive a request
     /// run on `runtime`.
-    pub async fn new(
-        inner: Arc<dyn Vfs>,
-        runtime: Handle,
-        options: BufferOptions,
-    ) -> Result<Self> {
+    pub async fn new(inner: Arc<dyn Vfs>, runtime: Handle, options: BufferOptions) -> Result<Self> {
         let caller = Caller { uid: 0, gid: 0, groups: Vec::new() };
         let info = inner.fsinfo(&caller, &inner.root()).await?;
         // Differs from that of the process before, whose unstable data is gone.
@@ -100,9 +96,8 @@ impl BufferLayer {
                 error: state.writing.error.clone(),
             }
         };
-        let held = |info: &FileInfo| {
-            info.unsent_bytes + info.unstable_bytes > 0 || info.error.is_some()
-        };
+        let held =
+            |info: &FileInfo| info.unsent_bytes + info.unstable_bytes > 0 || info.error.is_some();
         files.into_iter().map(info).filter(held).collect()
     }
 
@@ -118,12 +113,6 @@ impl BufferLayer {
     async fn make_certain(&self, file: &FileHandle) {
         if let Some(file) = self.shared.known(file) {
             let _ = self.shared.commit(&file, Report::Leave).await;
-        }
-    }
-
-    fn settle_wcc(&self, file: &FileHandle, wcc: &mut Wcc, asked: Asked) {
-        if let Some(attr) = &mut wcc.after {
-            self.shared.settle(file, attr, asked);
         }
     }
 
@@ -359,8 +348,7 @@ impl Vfs for BufferLayer {
     ) -> Result<Committed> {
         let Some(known) = self.shared.known(file) else {
             // Nothing of ours: data of an earlier process may still be unstable on the server.
-            let mut committed = self.shared.inner.commit(caller, file, offset, count).await?;
-            self.settle_wcc(file, &mut committed.wcc, self.shared.ask());
+            let committed = self.shared.inner.commit(caller, file, offset, count).await?;
             return Ok(Committed { verifier: self.shared.verifier, ..committed });
         };
         self.shared.commit(&known, Report::Take).await?;

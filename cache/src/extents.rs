@@ -193,8 +193,7 @@ impl Extents {
     pub fn is_draining(&self, limit: u64) -> bool {
         let unsent = |piece: &Piece| !matches!(piece.state, PieceState::Unstable { .. });
         !self.sends.is_empty()
-            || (self.unsent_bytes > 0
-                && self.pieces.range(..limit).any(|(_, piece)| unsent(piece)))
+            || (self.unsent_bytes > 0 && self.pieces.range(..limit).any(|(_, piece)| unsent(piece)))
     }
 
     /// Returns when the oldest dirty data was written.

@@ -150,7 +150,7 @@ impl Shared {
                 }
                 Err(error) => (Outcome::Refused, Some(error)),
             };
-            let released = state.writing.extents.answered(offset, id, outcome, now);
+            let released = state.writing.extents.answered(offset, id, outcome);
             if let Some(error) = error.filter(|_| !released.is_empty()) {
                 add(&self.counters.failed, 1);
                 state.writing.error.get_or_insert_with(|| error.clone());

@@ -77,8 +77,7 @@ impl Shared {
             let cut = changes.size.unwrap_or(u64::MAX);
             let change = async {
                 let asked = shared.ask();
-                let mut result =
-                    shared.inner.setattr(&caller, &file.handle, &changes, guard).await;
+                let mut result = shared.inner.setattr(&caller, &file.handle, &changes, guard).await;
                 let dropped = shared.with(&file, |state| {
                     let clock = shared.tick();
                     let dropped = match (&result, changes.size) {
@@ -130,8 +129,7 @@ impl Shared {
                     if let Ok(Wcc { after: Some(attr), .. }) = &mut result {
                         state.take_own_attr(attr, asked.clock, asked.at);
                     }
-                    if result.is_ok()
-                        && matches!(how, Allocation::Reserve | Allocation::ZeroRange)
+                    if result.is_ok() && matches!(how, Allocation::Reserve | Allocation::ZeroRange)
                     {
                         state.wrote(end, clock);
                     }

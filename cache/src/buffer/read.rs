@@ -310,7 +310,9 @@ fn assemble(plan: Plan, offset: u64, end: u64) -> ReadData {
         let there = unit.start + fetched.data.len() as u64;
         if there > from {
             let until = there.min(to);
-            pieces.push(fetched.data.slice((from - unit.start) as usize..(until - unit.start) as usize));
+            pieces.push(
+                fetched.data.slice((from - unit.start) as usize..(until - unit.start) as usize),
+            );
             at = until;
         }
         eof = fetched.eof && there <= to && plan.held_end <= to;

@@ -95,8 +95,9 @@ impl Shared {
             return file;
         }
         let count = self.files.len();
-        if count >= FILES_MAX && count % 1024 == 0 {
-            self.files.retain(|_, file| Arc::strong_count(file) > 1 || !file.state.lock().is_idle());
+        if count >= FILES_MAX && count.is_multiple_of(1024) {
+            self.files
+                .retain(|_, file| Arc::strong_count(file) > 1 || !file.state.lock().is_idle());
         }
         let chunk = self.options.chunk_bytes;
         self.files.entry(*handle).or_insert_with(|| Arc::new(File::new(*handle, chunk))).clone()

@@ -28,7 +28,7 @@ fn push(released: &mut Released, start: u64, end: u64) {
 
 impl Extents {
     /// Ends the WRITE `id` at `offset`.
-    pub fn answered(&mut self, offset: u64, id: u64, outcome: Outcome, now: Instant) -> Released {
+    pub fn answered(&mut self, offset: u64, id: u64, outcome: Outcome) -> Released {
         let mut released = Released::new();
         let ours = self.sends.get(&offset).is_some_and(|call| call.id == id);
         let Some(call) = ours.then(|| self.sends.remove(&offset)).flatten() else {
@@ -45,7 +45,7 @@ impl Extents {
             let Some(piece) = self.detach(*at) else { continue };
             oldest_generation =
                 Some(oldest_generation.map_or(piece.generation, |old| old.min(piece.generation)));
-            self.settle(*at, piece, offset, outcome, now, &mut released);
+            self.settle(*at, piece, offset, outcome, &mut released);
         }
         if matches!(outcome, Outcome::Unanswered) {
             let before = self.pieces.range(..offset).next_back();
@@ -63,7 +63,6 @@ impl Extents {
         mut piece: Piece,
         offset: u64,
         outcome: Outcome,
-        now: Instant,
         released: &mut Released,
     ) {
         let end = at + piece.len();
@@ -84,8 +83,8 @@ impl Extents {
                 let (left, right) = piece.split((offset + count - at) as usize);
                 let middle = at + left.len();
                 self.freed -= super::PIECE_OVERHEAD as isize;
-                self.settle(at, left, offset, outcome, now, released);
-                self.settle(middle, right, offset, outcome, now, released);
+                self.settle(at, left, offset, outcome, released);
+                self.settle(middle, right, offset, outcome, released);
             }
             Outcome::Taken { stable: true, .. } => {
                 push(released, at, end);
@@ -103,9 +102,8 @@ impl Extents {
     fn inherit(&mut self, keys: &[u64], generation: Option<u64>) {
         let Some(generation) = generation else { return };
         for at in keys {
-            let newer = |piece: &Piece| {
-                piece.state == PieceState::Dirty && piece.generation > generation
-            };
+            let newer =
+                |piece: &Piece| piece.state == PieceState::Dirty && piece.generation > generation;
             if self.pieces.get(at).is_some_and(newer)
                 && let Some(mut piece) = self.detach(*at)
             {

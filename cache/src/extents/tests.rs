@@ -72,7 +72,7 @@ proptest! {
                         2 => taken(count, true),
                         _ => taken(count, false),
                     };
-                    for (start, end) in extents.answered(job.offset, job.id, outcome, now) {
+                    for (start, end) in extents.answered(job.offset, job.id, outcome) {
                         newest[start as usize..end as usize].fill(None);
                     }
                 }
@@ -106,7 +106,7 @@ proptest! {
             prop_assert!(charged >= bytes as isize);
         }
         for job in jobs {
-            extents.answered(job.offset, job.id, Outcome::Refused, now);
+            extents.answered(job.offset, job.id, Outcome::Refused);
         }
         extents.truncate(0);
         charged -= extents.take_freed();

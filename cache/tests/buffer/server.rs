@@ -141,8 +141,10 @@ impl Server {
 
     /// Restarts: unstable data is lost.
     pub fn crash(&self) {
+        // The files' lock orders data and verifier.
+        let mut files = self.files.lock();
         *self.verifier.lock() += 1;
-        for data in self.files.lock().values_mut().filter(|data| data.unstable) {
+        for data in files.values_mut().filter(|data| data.unstable) {
             data.current = data.durable.clone();
             data.changes += 1;
             data.unstable = false;
@@ -252,7 +254,9 @@ impl Server {
             }
             content[start..end].copy_from_slice(&data[..short]);
         };
+        let mut verifier = Verifier::default();
         self.change(file, |file| {
+            verifier = self.verifier();
             put(&mut file.current);
             if stable == Stability::Unstable {
                 file.unstable = true;
@@ -262,7 +266,7 @@ impl Server {
             }
         })?;
         let wcc = Wcc { before: None, after: Some(self.attr(file)?) };
-        Ok(Written { count: short as u32, committed: stable, verifier: self.verifier(), wcc })
+        Ok(Written { count: short as u32, committed: stable, verifier, wcc })
     }
 }
 
@@ -452,7 +456,6 @@ impl Vfs for Server {
         let data = files.get_mut(file).ok_or(Status::STALE)?;
         data.durable = data.current.clone();
         data.unstable = false;
-        drop(files);
         Ok(Committed { verifier: self.verifier(), wcc: Wcc::default() })
     }
 

@@ -66,7 +66,9 @@ async fn single_pages_all_arrive_before_flush_returns() {
     }
     layer.flush(&caller(), &handle(1)).await.expect("flushes");
     let content = server.content(&handle(1));
-    assert!((0..5000usize).all(|page| content[page * 8192..][..4096].iter().all(|b| *b == page as u8)));
+    assert!(
+        (0..5000usize).all(|page| content[page * 8192..][..4096].iter().all(|b| *b == page as u8))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -250,7 +252,9 @@ async fn writers_wait_in_turn_and_a_writer_that_goes_away_writes_nothing() {
     let waiters: Vec<_> = (0..8u64)
         .map(|index| {
             let layer = layer.clone();
-            tokio::spawn(async move { write(&layer, full + index * MIB as u64, vec![4; MIB]).await })
+            tokio::spawn(
+                async move { write(&layer, full + index * MIB as u64, vec![4; MIB]).await },
+            )
         })
         .collect();
     for waiter in waiters {
@@ -273,4 +277,73 @@ async fn a_stale_answer_does_not_shrink_the_file() {
     write(&layer, 0, vec![1; 1000]).await.expect("writes");
     let attr = lookup.await.expect("runs").expect("finds").attr.expect("attributes");
     assert_eq!(attr.size, 1000);
+}
+
+/// Threads, a real clock: eight tasks in one file, each with its own part and model, over a server
+/// that restarts now and then.
+#[test]
+fn threads_share_a_file_over_a_server_that_restarts() {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(4).enable_time().build().expect("a runtime");
+    runtime.block_on(async {
+        const PART: usize = 300_000;
+        let server = Server::new();
+        server.put(handle(1), Vec::new());
+        server.faults.lock().jitter = Duration::from_millis(3);
+        let options = BufferOptions {
+            read_max_bytes: MIB,
+            clean_max_bytes: 256 * 1024,
+            write_max_bytes: 600 * 1024,
+            chunk_bytes: 64 * 1024,
+            unit_bytes: 32 * 1024,
+            commit_bytes: 200 * 1024,
+            write_delay: Duration::from_millis(2),
+            ..BufferOptions::default()
+        };
+        let layer = layer(&server, options).await;
+        let tasks: Vec<_> = (0..8u64)
+            .map(|index| {
+                let (layer, server) = (layer.clone(), server.clone());
+                tokio::spawn(async move {
+                    let (base, mut model) = (index * PART as u64, vec![0u8; PART]);
+                    write(&layer, base, model.clone()).await.expect("writes");
+                    let mut random = index * 2 + 1;
+                    for round in 0..300u64 {
+                        random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
+                        let at = (random >> 33) as usize % (PART - 20_000);
+                        let length = 1 + (random >> 20) as usize % 20_000;
+                        match round % 5 {
+                            0..=2 => {
+                                model[at..at + length].fill(round as u8);
+                                let data = model[at..at + length].to_vec();
+                                write(&layer, base + at as u64, data).await.expect("writes");
+                            }
+                            3 => {
+                                let from = base + at as u64;
+                                let there = read_all(&*layer, &handle(1), from, length).await;
+                                assert!(there == model[at..at + length], "task {index}, {round}");
+                            }
+                            _ if round % 50 == 49 && index == 0 => server.crash(),
+                            _ if round % 20 == 4 => {
+                                layer.commit(&caller(), &handle(1), 0, 0).await.expect("commits");
+                                let start = base as usize;
+                                let durable = server.durable(&handle(1));
+                                assert!(durable[start..start + PART] == model);
+                            }
+                            _ => {}
+                        }
+                    }
+                    model
+                })
+            })
+            .collect();
+        let mut whole = Vec::new();
+        for task in tasks {
+            whole.extend(task.await.expect("runs"));
+        }
+        assert_eq!(layer.shutdown().await, Ok(()));
+        assert!(server.durable(&handle(1)) == whole);
+        assert!(!server.seen.lock().overlapped);
+        assert_eq!(layer.dirty_bytes(), 0);
+    });
 }
