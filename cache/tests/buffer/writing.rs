@@ -347,3 +347,23 @@ fn threads_share_a_file_over_a_server_that_restarts() {
         assert_eq!(layer.dirty_bytes(), 0);
     });
 }
+
+#[tokio::test(start_paused = true)]
+async fn data_written_during_a_truncation_is_sent_after_it() {
+    let (server, layer) = empty(50).await;
+    let (who, file) = (caller(), handle(1));
+    let cut = tokio::spawn({
+        let layer = layer.clone();
+        async move {
+            let cut = SetAttr { size: Some(1000), ..SetAttr::default() };
+            layer.setattr(&caller(), &handle(1), &cut, None).await
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(server.seen.lock().setattrs, 1);
+    server.faults.lock().delay = Duration::from_millis(1);
+    write(&layer, 0, pattern(0, 5000)).await.expect("writes");
+    layer.flush(&who, &file).await.expect("flushes");
+    cut.await.expect("runs").expect("truncates");
+    assert!(server.content(&file) == pattern(0, 5000));
+}
