@@ -116,7 +116,13 @@ impl LocalDir {
         caller: &Caller,
         changes: &SetAttr,
     ) -> Result<()> {
-        if [changes.uid, changes.gid].contains(&Some(u32::MAX)) {
+        // Numbers that mean something else to the kernel: "keep" and "now".
+        let is_time =
+            |time| !matches!(time, SetTime::To(time) if time.nanoseconds >= 1_000_000_000);
+        if [changes.uid, changes.gid].contains(&Some(u32::MAX))
+            || !is_time(changes.atime)
+            || !is_time(changes.mtime)
+        {
             return Err(Status::INVAL.into());
         }
         if let Some(size) = changes.size {

@@ -21,6 +21,8 @@ const FILE_MODE: u32 = 0o644;
 const DIRECTORY_MODE: u32 = 0o755;
 /// The mode of a file from an EXCLUSIVE create, until the SETATTR that follows it.
 const EXCLUSIVE_MODE: u32 = 0o600;
+/// How often an UNCHECKED create that lost a race against a removal is tried.
+const CREATE_ATTEMPTS: usize = 8;
 
 /// The times in which a file made by an EXCLUSIVE create keeps its verifier, so that a repeated
 /// call is recognised even by a new process. 31 bits each, which every file system can store.
@@ -32,6 +34,23 @@ fn verifier_times(verifier: Verifier) -> [i64; 2] {
 
 impl LocalDir {
     pub(super) fn do_create(
+        &self,
+        caller: &Caller,
+        dir: &FileHandle,
+        name: &[u8],
+        how: &CreateHow,
+    ) -> Result<Created> {
+        for _ in 1..CREATE_ATTEMPTS {
+            match (self.try_create(caller, dir, name, how), how) {
+                // There when it was to be made, and gone when it was to be used.
+                (Err(error), CreateHow::Unchecked(_)) if error.status() == Status::NOENT => {}
+                (result, _) => return result,
+            }
+        }
+        self.try_create(caller, dir, name, how)
+    }
+
+    fn try_create(
         &self,
         caller: &Caller,
         dir: &FileHandle,

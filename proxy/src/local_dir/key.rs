@@ -19,7 +19,7 @@ const VERSION: u8 = 1;
 /// How many mounted file systems are remembered before the memory is begun anew.
 const DEVICES_MAX: usize = 4096;
 
-const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
+const FUSE_SUPER_MAGIC: u32 = 0x6573_5546;
 
 /// An inode: a file system and the number in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -148,7 +148,7 @@ impl Devices {
             (false, true) => digest(&[b"file system", &high, &low]),
             _ => digest(&[b"device", &device, &high, &low]),
         };
-        let generation = if i64::from(statfs.f_type) == FUSE_SUPER_MAGIC {
+        let generation = if statfs.f_type as u32 == FUSE_SUPER_MAGIC {
             // Node numbers there are the mount's own and change.
             Generation::None
         } else {

@@ -10,14 +10,13 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gridvfs_vfs::Result;
 use parking_lot::{Condvar, Mutex};
 
 use super::LocalDir;
 use super::key::Id;
 use super::node::Fd;
 use super::store::Update;
-use super::sys::{self, SysResult};
+use super::sys::{self, Errno, SysResult};
 use super::sys_names::for_each_entry;
 
 /// How many directories may wait to be listed (some 100 MiB); more are left out, with a word.
@@ -38,21 +37,49 @@ pub(super) struct Searches {
 #[derive(Debug, Default)]
 struct State {
     running: bool,
-    /// When the last search began and ended.
-    last: Option<(Instant, Instant)>,
+    last: Option<Last>,
     wanted: HashSet<Id>,
 }
 
+/// The last search: when it began and ended, and whether it has seen everything.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    began: Instant,
+    ended: Instant,
+    result: SysResult<()>,
+}
+
 /// Ends the turn of the thread that searches, even if it panics.
-struct Turn<'a>(&'a Searches, Instant);
+struct Turn<'a> {
+    searches: &'a Searches,
+    began: Instant,
+    result: SysResult<()>,
+}
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.state.lock();
+        let mut state = self.searches.state.lock();
         state.running = false;
-        state.last = Some((self.1, Instant::now()));
-        self.0.ended.notify_all();
+        state.last = Some(Last { began: self.began, ended: Instant::now(), result: self.result });
+        self.searches.ended.notify_all();
     }
+}
+
+/// File systems that show the kernel and hold no files: proc, sysfs, cgroup, cgroup2, debugfs,
+/// tracefs, securityfs, bpf (statfs(2)). They may be mounted below an export and have no end.
+const KERNEL_VIEWS: [u32; 8] = [
+    0x9fa0,
+    0x6265_6572,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x6462_6720,
+    0x7472_6163,
+    0x7363_6673,
+    0xcafe_4a11,
+];
+
+fn is_kernel_view(dir: &Fd) -> bool {
+    sys::fstatfs(dir.as_fd()).is_ok_and(|stat| KERNEL_VIEWS.contains(&(stat.f_type as u32)))
 }
 
 struct Pending {
@@ -63,30 +90,36 @@ struct Pending {
 }
 
 impl LocalDir {
-    /// Returns when a search that began after `since` has ended.
-    pub(super) fn search(&self, wanted: Id, since: Instant) -> Result<()> {
+    /// Returns when a search that began after `since` has ended. One that could not see
+    /// everything is an error for all who waited: what it has not found may be there.
+    pub(super) fn search(&self, wanted: Id, since: Instant) -> SysResult<()> {
         let searches = &self.searches;
         let mut state = searches.state.lock();
         state.wanted.insert(wanted);
-        while state.last.is_none_or(|(began, _)| began < since) {
+        loop {
+            let last = state.last;
+            if let Some(last) = last
+                && last.began >= since
+            {
+                state.wanted.remove(&wanted);
+                return last.result;
+            }
             if state.running {
                 searches.ended.wait(&mut state);
                 continue;
             }
             state.running = true;
-            let rest = state.last.map_or(Duration::ZERO, |(began, ended)| {
-                (ended - began).min(REST_MAX).saturating_sub(ended.elapsed())
+            let rest = last.map_or(Duration::ZERO, |last| {
+                (last.ended - last.began).min(REST_MAX).saturating_sub(last.ended.elapsed())
             });
             drop(state);
             std::thread::sleep(rest);
-            let turn = Turn(searches, Instant::now());
-            let result = self.search_all();
+            let result = Err(Errno(libc::EIO));
+            let mut turn = Turn { searches, began: Instant::now(), result };
+            turn.result = self.search_all();
             drop(turn);
-            result?;
             state = searches.state.lock();
         }
-        state.wanted.remove(&wanted);
-        Ok(())
     }
 
     fn search_all(&self) -> SysResult<()> {
@@ -104,11 +137,18 @@ impl LocalDir {
             }
             let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NONBLOCK;
             let opened = self.nodes.with_room(|| sys::open_child(parent.as_fd(), &name, flags, 0));
-            // Not a directory, gone since, or not ours to read.
-            let Ok(opened) = opened else { continue };
+            let opened = match opened {
+                Ok(opened) => opened,
+                Err(errno) if errno.is_shortage() => return Err(errno),
+                // Not a directory, gone since, or not ours to read.
+                Err(_) => continue,
+            };
             let dir = Arc::new(self.nodes.count(opened));
             let Ok(stat) = sys::fstat(dir.as_fd()) else { continue };
             let Ok(id) = self.devices.id(dir.as_fd(), &stat) else { continue };
+            if id.device != parent_id.device && is_kernel_view(&dir) {
+                continue;
+            }
             self.saw(id, parent_id, name.to_bytes(), &mut rows);
             if let Err(errno) = self.list(dir, id, depth, &mut pending, &mut rows) {
                 log::debug!("search for a file: cannot list a directory: {errno:?}");

@@ -21,6 +21,11 @@ impl Errno {
         Self(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
     }
 
+    /// Whether it says that the machine or the process has run out of something for now.
+    pub(super) fn is_shortage(self) -> bool {
+        matches!(self.0, libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)
+    }
+
     /// Whether it says that there is no such name (any more).
     pub(super) fn is_absent(self) -> bool {
         matches!(self.0, libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::ESTALE)
@@ -32,7 +37,7 @@ impl From<Errno> for Error {
     /// servers answer.
     fn from(errno: Errno) -> Self {
         Self::Status(match errno.0 {
-            libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS => Status::JUKEBOX,
+            _ if errno.is_shortage() => Status::JUKEBOX,
             libc::EBUSY => Status::ACCES,
             libc::ELOOP => Status::INVAL,
             number => Status::from_errno(number),

@@ -24,7 +24,11 @@ fn handles_outlive_the_process_with_and_without_its_state() {
     }
     // A damaged table is begun anew.
     for entry in fs::read_dir(state.path()).unwrap() {
-        fs::write(entry.unwrap().path(), "not a database, and longer than a header of one is: ".repeat(99)).unwrap();
+        fs::write(
+            entry.unwrap().path(),
+            "not a database, and longer than a header of one is: ".repeat(99),
+        )
+        .unwrap();
     }
     let again = open_with_state(dir.path(), state.path());
     assert_eq!(read(&again, &file).unwrap(), "data");
@@ -89,9 +93,9 @@ fn a_file_removed_by_others_is_stale_and_its_space_is_free() {
     fs::remove_dir(dir.path().join("sub")).unwrap();
     assert_eq!(status(read(&fs, &file)), Status::STALE);
     assert_eq!(status(now(fs.readdir(&root(), &sub, 0, [0; 8], 4096, true))), Status::STALE);
-    let held = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
-        fs::read_link(entry.ok()?.path()).ok()
-    });
+    let held = fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
     let prefix = dir.path().join("sub");
     assert_eq!(held.filter(|path| path.starts_with(&prefix)).count(), 0);
 }

@@ -105,7 +105,8 @@ fn times_can_be_set_by_whom_the_kernel_allows() {
     let (anna, ben) = (user(1001, &[]), user(1002, &[]));
     let how = CreateHow::Guarded(mode(0o666));
     let file = now(fs.create(&anna, &fs.root(), b"file", &how)).unwrap().handle.unwrap();
-    let touch = SetAttr { atime: SetTime::ServerNow, mtime: SetTime::ServerNow, ..SetAttr::default() };
+    let touch =
+        SetAttr { atime: SetTime::ServerNow, mtime: SetTime::ServerNow, ..SetAttr::default() };
     now(fs.setattr(&ben, &file, &touch, None)).unwrap();
     let fixed = SetTime::To(Time { seconds: 1, nanoseconds: 2 });
     let set = SetAttr { atime: fixed, mtime: fixed, ..SetAttr::default() };
@@ -155,7 +156,7 @@ fn an_unprivileged_process_acts_as_itself() {
     let fs = open(dir.path());
     assert!(!fs.acts_as_callers());
     let file = create(&fs, &fs.root(), "file");
-    fs::set_permissions(dir.path().join("file"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(dir.path().join("file"), fs::Permissions::from_mode(0o0)).unwrap();
     fs.forget(&file);
     assert_eq!(lookup(&fs, "file").unwrap(), file);
     let data = Bytes::from_static(b"data");
@@ -167,7 +168,7 @@ fn an_unprivileged_process_acts_as_itself() {
     let closed = dir.path().join("closed");
     fs::create_dir(&closed).unwrap();
     let handle = lookup(&fs, "closed").unwrap();
-    fs::set_permissions(&closed, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o0)).unwrap();
     assert_eq!(status(now(fs.lookup(&root(), &handle, b"x"))), Status::ACCES);
     assert_eq!(status(now(fs.readdir(&root(), &handle, 0, [0; 8], 4096, true))), Status::ACCES);
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();

@@ -52,8 +52,7 @@ fn any_page_can_be_asked_for_again() {
     let all = list(&fs, &fs.root(), 1 << 20, false);
     assert_eq!(all.len(), 502);
     for (at, entry) in all.iter().enumerate().step_by(37) {
-        let page =
-            now(fs.readdir(&root(), &fs.root(), entry.cookie, [0; 8], 2048, false)).unwrap();
+        let page = now(fs.readdir(&root(), &fs.root(), entry.cookie, [0; 8], 2048, false)).unwrap();
         let expected = &all[at + 1..];
         assert!(!page.entries.is_empty() || expected.is_empty());
         assert_eq!(page.entries, expected[..page.entries.len()]);

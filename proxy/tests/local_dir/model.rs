@@ -65,8 +65,8 @@ fn here(fs: &dyn Vfs, op: &Op) -> bool {
                 now(fs.create(&me, &parent(at)?, &name(at), &how))?;
             }
             Op::Mkdir(at) => {
- now(fs.mkdir(&me, &parent(at)?, &name(at), &mode(0o755)))?;
-}
+                now(fs.mkdir(&me, &parent(at)?, &name(at), &mode(0o755)))?;
+            }
             Op::Write(at, offset, data) => {
                 let stable = gridvfs_vfs::Stability::Unstable;
                 let data = data.clone().into();
@@ -80,11 +80,11 @@ fn here(fs: &dyn Vfs, op: &Op) -> bool {
                 now(fs.setattr(&me, &lookup(fs, at)?, &mode(*bits), None))?;
             }
             Op::Remove(at) => {
-now(fs.remove(&me, &parent(at)?, &name(at))?;
-}
+                now(fs.remove(&me, &parent(at)?, &name(at)))?;
+            }
             Op::Rmdir(at) => {
-now(fs.rmdir(&me, &parent(at)?, &name(at))?;
-}
+                now(fs.rmdir(&me, &parent(at)?, &name(at)))?;
+            }
             Op::Rename(from, to) => {
                 let (from_dir, to_dir) = (parent(from)?, parent(to)?);
                 now(fs.rename(&me, &from_dir, &name(from), &to_dir, &name(to), false))?;
@@ -110,9 +110,8 @@ fn there(dir: &Path, op: &Op) -> bool {
     match op {
         Op::Create(path) => fs::File::create_new(at(path))
             .and_then(|it| it.set_permissions(fs::Permissions::from_mode(0o644))),
-        Op::Mkdir(path) => fs::create_dir(at(path)).and_then(|()| {
-            fs::set_permissions(at(path), fs::Permissions::from_mode(0o755))
-        }),
+        Op::Mkdir(path) => fs::create_dir(at(path))
+            .and_then(|()| fs::set_permissions(at(path), fs::Permissions::from_mode(0o755))),
         Op::Write(path, offset, data) => fs::OpenOptions::new()
             .write(true)
             .open(at(path))

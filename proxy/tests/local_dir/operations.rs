@@ -1,7 +1,7 @@
 //! Each operation and its errors.
 
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
 use bytes::Bytes;
 use gridvfs_proxy::local_dir::{LocalDir, LocalDirOptions, OpenError};
@@ -53,7 +53,10 @@ fn data_goes_in_and_comes_out_with_its_end() {
     assert_eq!(written.wcc.after.unwrap().size, 13);
     let committed = now(fs.commit(&root(), &file, 0, 0)).unwrap();
     assert_eq!(committed.verifier, written.verifier);
-    assert_ne!(committed.verifier, now(open(dir.path()).commit(&root(), &file, 0, 0)).unwrap().verifier);
+    assert_ne!(
+        committed.verifier,
+        now(open(dir.path()).commit(&root(), &file, 0, 0)).unwrap().verifier
+    );
     now(fs.commit(&root(), &fs.root(), 0, 0)).unwrap();
 }
 
@@ -162,6 +165,14 @@ fn attributes_change_in_one_call_and_only_if_unchanged() {
     assert!(after.mtime.seconds > 1_000_000_000);
     let size = SetAttr { size: Some(1), ..SetAttr::default() };
     assert_eq!(status(now(fs.setattr(&root(), &fs.root(), &size, None))), Status::ISDIR);
+    // What would mean "now" and "keep" to the kernel is no time and no owner.
+    for nanoseconds in [1_000_000_000, libc::UTIME_NOW as u32, libc::UTIME_OMIT as u32] {
+        let mtime = SetTime::To(Time { seconds: 1, nanoseconds });
+        let odd = SetAttr { mtime, ..SetAttr::default() };
+        assert_eq!(status(now(fs.setattr(&root(), &file, &odd, None))), Status::INVAL);
+    }
+    let nobody = SetAttr { uid: Some(u32::MAX), ..SetAttr::default() };
+    assert_eq!(status(now(fs.setattr(&root(), &file, &nobody, None))), Status::INVAL);
 }
 
 #[test]
@@ -258,9 +269,16 @@ fn holes_are_found_made_and_filled() {
     let punched = allocate(FAR, 32768, Allocation::PunchHole).unwrap();
     assert!(punched.after.unwrap().used < 65536 + 4096);
     assert_eq!(now(fs.seek(&root(), &file, 0, SeekWhence::Data)).unwrap(), FAR + 32768);
-    allocate(FAR + 32768, 4096, Allocation::ZeroRange).unwrap();
-    let zeros = now(fs.read(&root(), &file, FAR + 32768, 4096)).unwrap().data;
-    assert!(zeros.iter().all(|byte| *byte == 0));
+    match allocate(FAR + 32768, 4096, Allocation::ZeroRange) {
+        Ok(_) => {
+            let zeros = now(fs.read(&root(), &file, FAR + 32768, 4096)).unwrap().data;
+            assert!(zeros.iter().all(|byte| *byte == 0));
+        }
+        Err(error) => {
+            assert_eq!(error.status(), Status::NOTSUPP);
+            println!("SKIPPED: zeroing a range: the file system (tmpfs?) cannot");
+        }
+    }
     let size = FAR + 65536;
     let kept = allocate(size, 8192, Allocation::ReserveKeepSize).unwrap();
     assert_eq!(kept.after.unwrap().size, size);
