@@ -35,11 +35,6 @@ impl Starter {
         Self { pipe: None }
     }
 
-    /// Says whether the work goes on in the background.
-    pub fn is_background(&self) -> bool {
-        self.pipe.is_some()
-    }
-
     /// Says that the work has begun, and what to print. From here on the terminal is not touched;
     /// standard error goes to `log`.
     pub fn started(&mut self, words: &str, log: &Path) -> Result<()> {

@@ -1,4 +1,18 @@
 //! The network's front end: an NFSv3 server over any byte stream, and what it serves.
+//!
+//! [`server`] checks the session key and turns calls into [`gridvfs_vfs::Vfs`] calls;
+//! [`local_dir`] is a directory of this machine; [`confine`] and the NFS client of `upstream`
+//! together forward to another NFS server; [`identity`] maps who acts and who is shown.
+//! [`session`] is the daemon that `gridvfs mount` starts over ssh, [`serve`] a standing proxy.
+//!
+//! The crate reads no environment, and prints nothing but the greeting on a channel.
 
+pub mod backend;
+pub mod confine;
+mod fdstream;
 pub mod identity;
+pub mod key;
 pub mod local_dir;
+pub mod serve;
+pub mod server;
+pub mod session;

@@ -1,12 +1,101 @@
 //! `gridvfs proxy`: the server side.
 
+use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use gridvfs_proxy::backend::{self, ExportConfig};
+use gridvfs_proxy::key::SessionKey;
+use gridvfs_proxy::serve::{self, ServeConfig};
+use gridvfs_proxy::session::{self, SessionConfig};
 
-use crate::cli::ProxyCommand;
+use crate::cli::{ExportArgs, ProxyCommand, ProxyServeArgs, ProxyStdioArgs};
+use crate::directories;
+
+/// Threads for the network. Calls on the local directory block threads of their own.
+const NETWORK_THREADS: usize = 2;
+/// The most threads that calls on the local directory may block: as many as disks like to have
+/// queued, and few enough to be no load.
+const DISK_THREADS: usize = 32;
 
 /// Runs the command.
-pub fn run(_command: ProxyCommand) -> Result<ExitCode> {
-    bail!("not wired")
+pub fn run(command: ProxyCommand) -> Result<ExitCode> {
+    // Files get the modes that clients ask for.
+    nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    match command {
+        ProxyCommand::Stdio(args) => stdio(args),
+        ProxyCommand::Attach { session } => {
+            Ok(code(session::run_attach(&directories::runtime()?, &session)?))
+        }
+        ProxyCommand::Daemon => {
+            start_log();
+            Ok(runtime()?.block_on(session::run_daemon()).map(|()| ExitCode::SUCCESS)?)
+        }
+        ProxyCommand::Serve(args) => serve(args),
+    }
+}
+
+fn code(good: bool) -> ExitCode {
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn start_log() {
+    let environment = env_logger::Env::default().filter_or("GRIDVFS_LOG", "info");
+    env_logger::Builder::from_env(environment).format_target(false).init();
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(NETWORK_THREADS)
+        .max_blocking_threads(DISK_THREADS)
+        .enable_all()
+        .build()?)
+}
+
+fn export(args: &ExportArgs) -> Result<ExportConfig> {
+    let shadow = args.shadow.as_deref().map(|text| {
+        let (uid, gid) = text.split_once(':').context("--shadow: UID:GID is expected")?;
+        anyhow::Ok((uid.parse()?, gid.parse()?))
+    });
+    let path = match &args.nfs {
+        Some(_) => args.export.clone(),
+        // The daemon has another working directory.
+        None => backend::absolute(&args.export),
+    };
+    Ok(ExportConfig {
+        path,
+        nfs: args.nfs.clone(),
+        mount_port: args.mount_port,
+        read_only: args.read_only,
+        shadow: shadow.transpose()?,
+        state_dir: directories::state()?,
+    })
+}
+
+fn stdio(args: ProxyStdioArgs) -> Result<ExitCode> {
+    let config = SessionConfig {
+        export: export(&args.export)?,
+        linger_seconds: args.linger,
+        runtime_dir: directories::runtime()?,
+    };
+    let log = directories::state()?.join("proxy.log");
+    // This very program, even if it was replaced on disk meanwhile.
+    let program = PathBuf::from("/proc/self/exe");
+    Ok(code(session::run_stdio(&config, &program, &log)?))
+}
+
+fn serve(args: ProxyServeArgs) -> Result<ExitCode> {
+    start_log();
+    let key = match (&args.key_file, args.keyless) {
+        (Some(path), _) => Some(SessionKey::from_file(path)?),
+        (None, true) => None,
+        (None, false) => bail!("--key-file FILE, or --keyless for clients of this machine alone"),
+    };
+    let config = ServeConfig { export: export(&args.export)?, listen: args.listen, key };
+    runtime()?.block_on(serve::run(config, |address| {
+        println!("listening on {address}");
+        let _ = std::io::stdout().flush();
+    }))?;
+    Ok(ExitCode::SUCCESS)
 }

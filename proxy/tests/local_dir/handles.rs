@@ -1,6 +1,8 @@
 //! Handles: functions of the file, valid as long as it is there.
 
+use std::ffi::CString;
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
 use gridvfs_vfs::{FileHandle, Status, Vfs};
@@ -82,6 +84,15 @@ fn a_reused_inode_number_is_another_file() {
     }
 }
 
+/// How many descriptors of this process are open beneath a name.
+fn held(dir: &Path, name: &str) -> usize {
+    let prefix = dir.join(name).into_os_string().into_string().unwrap();
+    let open = fs::read_dir("/proc/self/fd").unwrap();
+    open.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+        .filter(|path| path.to_string_lossy().starts_with(&prefix))
+        .count()
+}
+
 #[test]
 fn a_file_removed_by_others_is_stale_and_its_space_is_free() {
     let dir = tempdir().unwrap();
@@ -93,11 +104,15 @@ fn a_file_removed_by_others_is_stale_and_its_space_is_free() {
     fs::remove_dir(dir.path().join("sub")).unwrap();
     assert_eq!(status(read(&fs, &file)), Status::STALE);
     assert_eq!(status(now(fs.readdir(&root(), &sub, 0, [0; 8], 4096, true))), Status::STALE);
-    let held = fs::read_dir("/proc/self/fd")
-        .unwrap()
-        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
-    let prefix = dir.path().join("sub");
-    assert_eq!(held.filter(|path| path.starts_with(&prefix)).count(), 0);
+    assert_eq!(held(dir.path(), "sub"), 0);
+    // Nor is one that we remove, or replace, ourselves.
+    for name in ["one", "two", "three"] {
+        write(&fs, &create(&fs, &fs.root(), name), 0, b"data");
+    }
+    now(fs.remove(&root(), &fs.root(), b"one")).unwrap();
+    now(fs.rename(&root(), &fs.root(), b"two", &fs.root(), b"three", false)).unwrap();
+    assert_eq!(held(dir.path(), "one"), 0);
+    assert_eq!(held(dir.path(), "three (deleted)"), 0);
 }
 
 #[test]
@@ -167,4 +182,50 @@ fn many_threads_resolve_what_only_a_search_can_find() {
             scope.spawn(move || now(fs.getattr(&root(), handle)).unwrap());
         }
     });
+}
+
+/// Mounts tmpfs at a path for the calling thread alone.
+fn mount_for_this_thread(at: &Path) -> bool {
+    let at = CString::new(at.to_str().unwrap()).unwrap();
+    let none = std::ptr::null();
+    // SAFETY: NUL-terminated strings, and null where the kernel expects nothing.
+    unsafe {
+        libc::unshare(libc::CLONE_NEWNS) == 0
+            && libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_PRIVATE, none.cast())
+                == 0
+            && libc::mount(c"x".as_ptr(), at.as_ptr(), c"tmpfs".as_ptr(), 0, none.cast()) == 0
+    }
+}
+
+#[test]
+fn mounts_below_are_crossed_and_told_apart() {
+    let dir = tempdir().unwrap();
+    let sub = dir.path().join("sub");
+    fs::create_dir(&sub).unwrap();
+    std::thread::spawn(move || {
+        if !mount_for_this_thread(&sub) {
+            println!("SKIPPED: mounts_below_are_crossed_and_told_apart: cannot mount");
+            return;
+        }
+        fs::create_dir(sub.join("dir")).unwrap();
+        fs::write(sub.join("dir/file"), "data").unwrap();
+        let export = sub.parent().unwrap();
+        let fs = open(export);
+        let (mount, file) = (lookup(&fs, "sub").unwrap(), lookup(&fs, "sub/dir/file").unwrap());
+        let fsid = |handle: &FileHandle| now(fs.getattr(&root(), handle)).unwrap().fsid;
+        assert_ne!(fsid(&fs.root()), fsid(&file));
+        assert_eq!(fsid(&mount), fsid(&file));
+        assert_eq!(now(fs.lookup(&root(), &mount, b"..")).unwrap().handle, fs.root());
+        let top = now(fs.getattr(&root(), &fs.root())).unwrap().fileid;
+        let parent = list(&fs, &mount, 4096, true).into_iter().find(|entry| entry.name == "..");
+        assert_eq!(parent.unwrap().fileid, top);
+        let across = now(fs.link(&root(), &file, &fs.root(), b"link"));
+        assert_eq!(status(across), Status::XDEV);
+        fs::rename(sub.join("dir"), sub.join("moved")).unwrap();
+        // By a search, which crosses them too.
+        let again = open(export);
+        assert_eq!(read(&again, &file).unwrap(), "data");
+    })
+    .join()
+    .unwrap();
 }

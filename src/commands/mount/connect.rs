@@ -150,7 +150,7 @@ async fn standing_proxy(
     options: ClientOptions,
 ) -> Result<Arc<NfsClient>> {
     let key = match &plan.args.key_file {
-        Some(path) => std::fs::read_to_string(path)?.trim().to_string(),
+        Some(path) => gridvfs_proxy::key::SessionKey::from_file(path)?.to_hex(),
         None => String::new(),
     };
     let caller = gridvfs_vfs::Caller { uid: 0, gid: 0, groups: Vec::new() };

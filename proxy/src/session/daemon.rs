@@ -1,0 +1,211 @@
+//! The process that owns a session.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use gridvfs_upstream::greeting::{FEATURE_EXTENSIONS, Greeting, PROTOCOL};
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::{LINE_BYTES_MAX, SessionConfig, Started, handover, socket_path};
+use crate::backend::{self, Backend};
+use crate::fdstream::FdStream;
+use crate::key::SessionKey;
+use crate::server::{Server, ServerOptions};
+
+/// The most channels of a session at once.
+const CHANNELS_MAX: usize = 64;
+/// How long calls under way may take once the session has been told to end.
+const END_GRACE: Duration = Duration::from_secs(5);
+
+/// Removes the session's socket when dropped.
+struct Socket(PathBuf);
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A session.
+struct Session {
+    server: Arc<Server>,
+    name: String,
+    key: SessionKey,
+    root: String,
+    extensions: bool,
+    channels: watch::Sender<usize>,
+}
+
+/// Runs the daemon: its configuration comes by standard input, a socket, and so does its first
+/// channel. Returns when the session has ended.
+pub async fn run_daemon() -> std::io::Result<()> {
+    // SAFETY: standard input is ours, and nobody else uses it.
+    let socket = UnixStream::from(unsafe { OwnedFd::from_raw_fd(libc::STDIN_FILENO) });
+    let mut line = String::new();
+    {
+        // Read to the line's end and not beyond: descriptors come behind it.
+        let mut reader = BufReader::with_capacity(1, std::io::Read::take(&socket, LINE_BYTES_MAX));
+        reader.read_line(&mut line)?;
+    }
+    let config: SessionConfig = serde_json::from_str(&line)?;
+    let say = |greeting: Option<Greeting>| -> std::io::Result<()> {
+        let mut line = serde_json::to_vec(&Started { greeting })?;
+        line.push(b'\n');
+        (&socket).write_all(&line)
+    };
+    let opened = backend::open(&config.export).await;
+    let backend = match opened {
+        Ok(backend) => backend,
+        Err(error) => return say(Some(Greeting::refusal(error.code, error.message))),
+    };
+    let (session, listener, _file) = match begin(&config, backend) {
+        Ok(begun) => begun,
+        Err(error) => {
+            return say(Some(Greeting::refusal("internal", format!("no session: {error}"))));
+        }
+    };
+    say(None)?;
+    log::info!("session {} of {} begins", session.name, config.export.path.display());
+    let linger = Duration::from_secs(config.linger_seconds.into());
+    tokio::spawn(session.clone().channel(socket, true));
+    session.clone().serve(listener, linger).await?;
+    let counters = session.server.counters();
+    log::info!(
+        "session {} ends: {} calls, {} refused",
+        session.name,
+        counters.calls.load(Ordering::Relaxed),
+        counters.denied.load(Ordering::Relaxed)
+    );
+    Ok(())
+}
+
+type Begun = (Arc<Session>, UnixListener, Socket);
+
+fn begin(config: &SessionConfig, backend: Backend) -> std::io::Result<Begun> {
+    let fault = |error: &dyn std::fmt::Display| std::io::Error::other(error.to_string());
+    let mut number = [0; 8];
+    SystemRandom::new().fill(&mut number).map_err(|error| fault(&error))?;
+    let name = hex(&number);
+    let key = SessionKey::random().map_err(|error| fault(&error))?;
+    let path = socket_path(&config.runtime_dir, &name);
+    let listener = UnixListener::bind(&path)?;
+    let file = Socket(path);
+    std::fs::set_permissions(&file.0, PermissionsExt::from_mode(0o600))?;
+    let root = hex(backend.vfs.root().as_bytes());
+    let extensions = backend.extensions;
+    let path = config.export.path.to_string_lossy().into_owned().into_bytes();
+    let options = ServerOptions {
+        vfs: backend.vfs,
+        blocking: backend.blocking,
+        key: Some(key.clone()),
+        export_path: path,
+    };
+    let server = Server::new(options);
+    // The first channel is on its way: the session is not idle.
+    let channels = watch::Sender::new(0);
+    Ok((Arc::new(Session { server, name, key, root, extensions, channels }), listener, file))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Session {
+    /// Accepts channels until there has been none for `linger`, or a signal ends the session.
+    async fn serve(self: Arc<Self>, listener: UnixListener, linger: Duration) -> std::io::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let _hang_up = signal(SignalKind::hangup())?;
+        let mut channels = self.channels.subscribe();
+        let mut idle_since = Instant::now();
+        loop {
+            let idle = *channels.borrow_and_update() == 0;
+            if !idle {
+                idle_since = Instant::now();
+            }
+            tokio::select! {
+                accepted = listener.accept() => {
+                    let Ok((stream, _)) = accepted else { continue };
+                    if *self.channels.borrow() >= CHANNELS_MAX || !is_ours(&stream) {
+                        continue;
+                    }
+                    let Ok(stream) = stream.into_std() else { continue };
+                    tokio::spawn(self.clone().channel(stream, false));
+                }
+                _ = channels.changed() => {}
+                () = tokio::time::sleep_until((idle_since + linger).into()), if idle => {
+                    return Ok(());
+                }
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+        }
+        // Calls under way are finished, as far as that does not take for ever.
+        let ended = channels.wait_for(|channels| *channels == 0);
+        let _ = tokio::time::timeout(END_GRACE, ended).await;
+        Ok(())
+    }
+
+    /// Serves a channel whose descriptors come over `socket`; the socket is closed when it ends.
+    async fn channel(self: Arc<Self>, socket: UnixStream, first: bool) {
+        self.channels.send_modify(|channels| *channels += 1);
+        if let Err(error) = self.serve_channel(socket, first).await {
+            log::info!("session {}: a channel failed: {error}", self.name);
+        }
+        self.channels.send_modify(|channels| *channels -= 1);
+    }
+
+    async fn serve_channel(&self, socket: UnixStream, first: bool) -> std::io::Result<()> {
+        socket.set_nonblocking(false)?;
+        socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let (socket, received) = tokio::task::spawn_blocking(move || {
+            let received = handover::receive(&socket);
+            (socket, received)
+        })
+        .await?;
+        let Some((input, output)) = received? else { return Ok(()) };
+        let reader = FdStream::new(input)?;
+        let mut writer = FdStream::new(output)?;
+        writer.write_all(self.greeting(first).to_line().as_bytes()).await?;
+        self.server.clone().serve(reader, writer).await;
+        drop(socket);
+        Ok(())
+    }
+
+    fn greeting(&self, first: bool) -> Greeting {
+        let features = if self.extensions { vec![FEATURE_EXTENSIONS.into()] } else { Vec::new() };
+        Greeting {
+            ok: true,
+            version: env!("CARGO_PKG_VERSION").into(),
+            protocol: PROTOCOL,
+            session: self.name.clone(),
+            key: first.then(|| self.key.to_hex()),
+            root: self.root.clone(),
+            features,
+            uid: nix::unistd::geteuid().as_raw(),
+            gid: nix::unistd::getegid().as_raw(),
+            error: None,
+            message: None,
+        }
+    }
+}
+
+/// Says whether the other side is this user's own process. The socket's mode says so already;
+/// root, who may open anything, is no stranger either.
+fn is_ours(stream: &tokio::net::UnixStream) -> bool {
+    let peer = nix::sys::socket::getsockopt(
+        &stream.as_fd(),
+        nix::sys::socket::sockopt::PeerCredentials,
+    );
+    peer.is_ok_and(|peer| peer.uid() == nix::unistd::geteuid().as_raw() || peer.uid() == 0)
+}
