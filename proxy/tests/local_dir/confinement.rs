@@ -8,7 +8,7 @@ use std::time::Duration;
 use gridvfs_vfs::{FileKind, Status, Vfs};
 use tempfile::tempdir;
 
-use crate::{create, lookup, mode, now, open, read, root, status};
+use crate::{Stop, create, lookup, mode, now, open, read, root, status};
 
 #[test]
 fn names_are_single_and_dots_end_at_the_root() {
@@ -68,6 +68,7 @@ fn a_link_swapped_in_never_leads_outside() {
     let (real, trap, aside) =
         (dir.path().join("real"), dir.path().join("trap"), dir.path().join("aside"));
     std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 fs::rename(&real, &aside).unwrap();
@@ -95,7 +96,6 @@ fn a_link_swapped_in_never_leads_outside() {
                 }
             }
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert!(found.load(Ordering::Relaxed));
     assert!(!outside.path().join("real/made").exists());

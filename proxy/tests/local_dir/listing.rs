@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use gridvfs_vfs::{Status, Vfs};
 use tempfile::tempdir;
 
-use crate::{create, list, lookup, now, open, root, status};
+use crate::{Stop, create, list, lookup, now, open, root, status};
 
 #[test]
 fn entries_say_what_lookup_says() {
@@ -70,6 +70,7 @@ fn a_hundred_thousand_entries_while_others_come_and_go() {
     let fs = open(dir.path());
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
         scope.spawn(|| {
             for n in (0..1000).cycle() {
                 if stop.load(Ordering::Relaxed) {
@@ -91,7 +92,6 @@ fn a_hundred_thousand_entries_while_others_come_and_go() {
             assert_eq!(stayed.len(), STAY);
             assert!(stayed.iter().all(|(_, times)| **times == 1));
         }
-        stop.store(true, Ordering::Relaxed);
     });
     let handles: HashSet<_> =
         list(&fs, &fs.root(), 1 << 20, true).into_iter().filter_map(|entry| entry.handle).collect();

@@ -9,6 +9,7 @@ mod operations;
 
 use std::future::Future;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -92,4 +93,13 @@ pub(crate) fn can_be_others(test: &str) -> bool {
         println!("SKIPPED: {test}: not root");
     }
     able
+}
+
+/// Tells a thread to stop, even if the test fails.
+pub(crate) struct Stop<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
