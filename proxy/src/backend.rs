@@ -150,7 +150,7 @@ fn server_address(text: &str) -> Option<(String, u16)> {
         Some((address, port)) if !address.contains(':') && !address.is_empty() => {
             Some((address.into(), port.parse().ok()?))
         }
-        _ if text.is_empty() => None,
+        _ if text.is_empty() || (text.starts_with(':') && !text.starts_with("::")) => None,
         _ => Some((text.into(), nfs3::PORT)),
     }
 }

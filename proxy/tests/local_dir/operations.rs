@@ -73,15 +73,19 @@ fn creating_unchecked_guarded_and_exclusive() {
     let again = now(fs.create(&root(), &top, b"file", &unchecked)).unwrap();
     assert_eq!(again.handle, Some(file));
     assert_eq!((again.attr.unwrap().size, again.attr.unwrap().mode), (0, 0o644));
+    let outside = tempdir().unwrap();
+    let precious = outside.path().join("precious");
+    fs::write(&precious, "kept").unwrap();
     for (name, make) in [("sub", true), ("dots", false)] {
         if make {
             now(fs.mkdir(&root(), &top, name.as_bytes(), &mode(0o755))).unwrap();
         } else {
-            std::os::unix::fs::symlink("/etc/passwd", dir.path().join(name)).unwrap();
+            std::os::unix::fs::symlink(&precious, dir.path().join(name)).unwrap();
         }
         let over = now(fs.create(&root(), &top, name.as_bytes(), &unchecked));
         assert_eq!(status(over), Status::EXIST);
     }
+    assert_eq!(fs::read(&precious).unwrap(), b"kept", "a link was followed out of the export");
 
     let verifier = [0xff, 1, 2, 3, 0xfe, 5, 6, 7];
     let exclusive = CreateHow::Exclusive(verifier);
