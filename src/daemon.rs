@@ -103,3 +103,15 @@ pub fn start() -> Result<Role> {
         }
     }
 }
+
+/// Lets this process have as many descriptors as it may: a local directory keeps one for each file
+/// in use, and the usual soft limit of 1024 is for programs that call select(2).
+pub fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        log::warn!("cannot raise the limit of open files from {soft} to {hard}: {error}");
+    }
+}

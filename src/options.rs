@@ -102,8 +102,18 @@ const KERNEL_FLAGS: &[&str] = &[
 /// What fstab and sshfs users write that asks for nothing here: it is so anyway, or it is for
 /// mount(8) and systemd.
 const IGNORED: &[&str] = &[
-    "reconnect", "auto", "noauto", "user", "users", "nouser", "owner", "nofail", "_netdev", "defaults",
-    "relatime", "diratime",
+    "reconnect",
+    "auto",
+    "noauto",
+    "user",
+    "users",
+    "nouser",
+    "owner",
+    "nofail",
+    "_netdev",
+    "defaults",
+    "relatime",
+    "diratime",
 ];
 
 impl Settings {
@@ -178,10 +188,10 @@ impl Settings {
 fn unknown(key: &str) -> anyhow::Error {
     let known = KEYS.iter().chain(KERNEL_FLAGS);
     let distance = |name: &&&str| strsim::damerau_levenshtein(key, name);
-    let nearest = known.min_by_key(distance).filter(|name| distance(&name) <= 3);
+    let nearest = known.min_by_key(distance).filter(|name| distance(name) <= 3);
     match nearest {
-        Some(name) => Hinted::new("unknown option", format!("did you mean {name}?")),
-        None => Hinted::new("unknown option", "gridvfs mount --help lists the options"),
+        Some(name) => Hinted::error("unknown option", format!("did you mean {name}?")),
+        None => Hinted::error("unknown option", "gridvfs mount --help lists the options"),
     }
 }
 

@@ -11,7 +11,7 @@ pub struct Hinted {
 
 impl Hinted {
     /// Makes an error of what is wrong and what to do about it.
-    pub fn new(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    pub fn error(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
         anyhow::Error::new(Self { message: message.into(), hint: hint.into() })
     }
 }

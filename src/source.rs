@@ -66,13 +66,15 @@ impl Source {
             None => text.split_once(':'),
         };
         match split {
-            Some((destination, path)) if !destination.is_empty() && !destination.starts_with('-') => {
+            Some((destination, path))
+                if !destination.is_empty() && !destination.starts_with('-') =>
+            {
                 let destination = destination.replace(['[', ']'], "");
                 // As with sshfs and scp, a path that is empty or relative starts at the home.
                 let path = if path.is_empty() { "." } else { path };
                 Ok(Self::Ssh { destination, path: path.into() })
             }
-            _ => Err(Hinted::new(
+            _ => Err(Hinted::error(
                 format!("{text} is no source"),
                 "give HOST:/path, nfs://HOST/export, or a directory that begins with / or .",
             )),
@@ -129,7 +131,9 @@ mod tests {
         ] {
             assert_eq!(Source::parse(text).expect(text), source, "{text}");
         }
-        for text in ["", "host", ":/x", "-oProxyCommand=x:/y", "nfs://h", "nfs://h:0/e", "gridvfs://h"] {
+        for text in
+            ["", "host", ":/x", "-oProxyCommand=x:/y", "nfs://h", "nfs://h:0/e", "gridvfs://h"]
+        {
             assert!(Source::parse(text).is_err(), "{text}");
         }
     }

@@ -55,7 +55,10 @@ fn tar_round_trip() {
         );
         rig.umount();
         // The server's own copy is the same, to the nanosecond.
-        common::shell(&rig.export, "tar -df one.tar && cmp one.tar two.tar && chmod 700 in/d4 out/in/d4");
+        common::shell(
+            &rig.export,
+            "tar -df one.tar && cmp one.tar two.tar && chmod 700 in/d4 out/in/d4",
+        );
     }
 }
 
@@ -65,7 +68,9 @@ fn sqlite_with_wal_from_two_processes() {
         return skipped("sqlite_with_wal_from_two_processes", "needs sqlite3");
     }
     for way in WAYS {
-        let Some(mut rig) = Rig::mounted("sqlite_with_wal_from_two_processes", way) else { continue };
+        let Some(mut rig) = Rig::mounted("sqlite_with_wal_from_two_processes", way) else {
+            continue;
+        };
         let count = rig.shell(
             "sqlite3 db 'pragma journal_mode=wal; create table t(a integer primary key, b)' > /dev/null
              for p in 1 2; do
@@ -77,7 +82,10 @@ fn sqlite_with_wal_from_two_processes() {
         );
         assert_eq!(count, "ok\n80\n", "{way:?}");
         rig.umount();
-        let count = common::shell(&rig.export, "sqlite3 db 'pragma integrity_check; select count(*) from t'");
+        let count = common::shell(
+            &rig.export,
+            "sqlite3 db 'pragma integrity_check; select count(*) from t'",
+        );
         assert_eq!(count, "ok\n80\n", "{way:?}");
     }
 }

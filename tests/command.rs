@@ -32,7 +32,10 @@ fn bad_arguments_are_explained() {
     says(&mount("/", "/nonexistent/x", &[]), &["/nonexistent/x"]);
     says(&mount("/", "/tmp", &["--session", "a/b"]), &["no session name"]);
     says(&mount("/nonexistent", "/tmp", &["-o", "nonempty"]), &["/nonexistent"]);
-    says(&refused(Command::new(gridvfs()).args(["status", "nobody"])), &["no session nobody", "Hint"]);
+    says(
+        &refused(Command::new(gridvfs()).args(["status", "nobody"])),
+        &["no session nobody", "Hint"],
+    );
     says(&refused(Command::new(gridvfs()).args(["umount", "/nonexistent"])), &["neither"]);
 }
 
@@ -94,20 +97,29 @@ fn bad_hosts_are_explained() {
     };
     let own = format!("gridvfs_command={}", gridvfs());
     says(&mount("no-such-host.invalid", &["-o", &own]), &["no such host", "no-such-host.invalid"]);
-    says(&mount("gvhost", &["-o", "gridvfs_command=/nonexistent/gridvfs"]), &["no gridvfs on gvhost"]);
+    says(
+        &mount("gvhost", &["-o", "gridvfs_command=/nonexistent/gridvfs"]),
+        &["no gridvfs on gvhost"],
+    );
     let other = rig.folder.join("sshd/key.other");
     let key = format!("IdentityFile={}", other.display());
     let plain = format!("ssh -F /dev/null -p {}", rig.port("sshd/port"));
     let known = rig.folder.join("sshd/known_hosts");
     let alias = format!("-o HostKeyAlias=gvhost -o UserKnownHostsFile={}", known.display());
     let refused_login = refused(
-        Command::new(gridvfs()).arg("mount").arg(format!("127.0.0.1:{}", rig.export.display()))
-            .arg(&rig.mountpoint).args(["-o", &format!("ssh_command={plain} {alias}")])
+        Command::new(gridvfs())
+            .arg("mount")
+            .arg(format!("127.0.0.1:{}", rig.export.display()))
+            .arg(&rig.mountpoint)
+            .args(["-o", &format!("ssh_command={plain} {alias}")])
             .args(["-o", &key, "-o", &own]),
     );
     says(&refused_login, &["refuses the login"]);
     // Another host key than the one that is known.
-    common::shell(&rig.folder, "echo \"gvhost $(cut -d' ' -f1,2 sshd/key.other.pub)\" > sshd/known_hosts");
+    common::shell(
+        &rig.folder,
+        "echo \"gvhost $(cut -d' ' -f1,2 sshd/key.other.pub)\" > sshd/known_hosts",
+    );
     says(&mount("gvhost", &["-o", &own]), &["host key of gvhost"]);
     rig.sshd("stop");
     says(&mount("gvhost", &["-o", &own]), &["gvhost", "refused"]);
@@ -125,7 +137,8 @@ fn another_version_on_the_host_is_explained() {
         command.arg("-F").arg(rig.folder.join("sshd/ssh_config"));
         refused(command.args(["-o", &format!("gridvfs_command={}", program.display())]))
     };
-    let words = mount("#!/bin/sh\necho 'GRIDVFS1 {\"ok\":true,\"version\":\"9.9.9\",\"protocol\":9}'\n");
+    let words =
+        mount("#!/bin/sh\necho 'GRIDVFS1 {\"ok\":true,\"version\":\"9.9.9\",\"protocol\":9}'\n");
     says(&words, &["9.9.9", "protocol 9", "install the same version"]);
     let words = mount("#!/bin/sh\necho 'error: unrecognized subcommand' >&2; exit 2\n");
     says(&words, &["unrecognized subcommand", "another version"]);
@@ -145,8 +158,12 @@ fn sessions_and_their_state_are_json() {
     assert!(status["link"]["sent_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{status}");
     let output = run(Command::new(gridvfs()).args(["sessions", "--json"]));
     let sessions: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let names: Vec<&str> =
-        sessions.as_array().expect("a list").iter().filter_map(|row| row["name"].as_str()).collect();
+    let names: Vec<&str> = sessions
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|row| row["name"].as_str())
+        .collect();
     assert!(names.contains(&"json-test"), "{names:?}");
     let words = refused(rig.mount_command().args(["--session", "json-test"]));
     says(&words, &["mounted already"]);
@@ -199,7 +216,8 @@ fn foreign_clients_use_a_standing_proxy() {
     common::shell(&rig.export, "mkdir sub && touch sub/inner");
     let mut serve = Command::new(gridvfs());
     serve.args(["proxy", "serve", "--listen", "127.0.0.1:0", "--keyless", "--export"]);
-    let mut serve = serve.arg(&rig.export).stdout(std::process::Stdio::piped()).spawn().expect("serve");
+    let mut serve =
+        serve.arg(&rig.export).stdout(std::process::Stdio::piped()).spawn().expect("serve");
     let mut line = String::new();
     let mut reader = std::io::BufReader::new(serve.stdout.take().expect("stdout"));
     std::io::BufRead::read_line(&mut reader, &mut line).expect("its address");

@@ -122,9 +122,8 @@ impl Checked {
     fn allocate(&mut self, mode: i32) {
         let (offset, length) = self.range();
         // SAFETY: a plain system call on a descriptor that is open.
-        let result = unsafe {
-            libc::fallocate(self.file.as_raw_fd(), mode, offset as i64, length as i64)
-        };
+        let result =
+            unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset as i64, length as i64) };
         if result != 0 {
             let error = std::io::Error::last_os_error();
             assert!(!self.allocates, "fallocate {mode:#x}: {error}");

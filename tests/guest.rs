@@ -58,7 +58,9 @@ fn boots_and_writes(way: Way, cache: &str, as_user: bool) {
     let disk = there.display();
     let marks = common::shell(
         &rig.folder,
-        &format!("PATH=$PATH:/sbin e2fsck -fn {disk} > e2fsck.log && debugfs -R 'ls -p /var/log' {disk} 2>/dev/null"),
+        &format!(
+            "PATH=$PATH:/sbin e2fsck -fn {disk} > e2fsck.log && debugfs -R 'ls -p /var/log' {disk} 2>/dev/null"
+        ),
     );
     assert!(marks.contains("boot-"), "{way:?} {cache}: the guest's write did not arrive: {marks}");
 }

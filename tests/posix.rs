@@ -29,8 +29,10 @@ fn a_large_directory_is_listed_once_and_whole() {
         // Made on the server's side, where it is quick; a part is changed while it is listed.
         common::shell(
             &rig.export,
-            &format!("mkdir big && cd big && seq -f 'stays-%06g' {FILES} | xargs touch
-                      seq -f 'goes-%04g' 2000 | xargs touch"),
+            &format!(
+                "mkdir big && cd big && seq -f 'stays-%06g' {FILES} | xargs touch
+                      seq -f 'goes-%04g' 2000 | xargs touch"
+            ),
         );
         let listing = rig.mountpoint.join("big");
         let changer = std::thread::spawn({

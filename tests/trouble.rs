@@ -28,7 +28,10 @@ fn kill(pid: i32, signal: i32) {
 
 /// Some bytes that no other offset has.
 fn pattern(offset: u64, length: usize) -> Vec<u8> {
-    (offset / 8..).flat_map(|word| word.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes()).take(length).collect()
+    (offset / 8..)
+        .flat_map(|word| word.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes())
+        .take(length)
+        .collect()
 }
 
 /// Writes and reads back while something is broken by `trouble`; the server's copy must be whole.
@@ -99,7 +102,8 @@ fn restarted_sshd_and_proxy_are_found_again() {
             let comm = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
             let pid = process.file_name().to_string_lossy().parse::<i32>().unwrap_or(0);
             let open = std::fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
-            let ours = open.filter_map(|fd| std::fs::read_link(fd.path()).ok())
+            let ours = open
+                .filter_map(|fd| std::fs::read_link(fd.path()).ok())
                 .any(|path| path.starts_with(&export));
             if comm.trim() == "gridvfs" && ours && pid != rig.pid() {
                 kill(pid, libc::SIGKILL);

@@ -1,7 +1,7 @@
 //! The calls of the front end, without the kernel's wire format: inodes, opens, attributes.
 
-mod names;
 mod files;
+mod names;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -114,8 +114,7 @@ impl Directory {
         let (mut cookie, mut verifier) = (0, Verifier::default());
         loop {
             let (vfs, caller, handle) = (&self.vfs, &self.caller, &self.handle);
-            let mut page =
-                vfs.readdir(caller, handle, cookie, verifier, PAGE_BYTES, true).await?;
+            let mut page = vfs.readdir(caller, handle, cookie, verifier, PAGE_BYTES, true).await?;
             if let Some(at) = page.entries.iter().position(|entry| entry.cookie == wanted) {
                 page.entries.drain(..=at);
                 if !page.entries.is_empty() || page.eof {

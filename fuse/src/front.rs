@@ -19,7 +19,9 @@ use fuser::{
     ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
     ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use gridvfs_vfs::{Attr, Caller, DirEntry, Error, FileKind, Result, SeekWhence, SetAttr, SetTime, Status, Time};
+use gridvfs_vfs::{
+    Attr, Caller, DirEntry, Error, FileKind, Result, SeekWhence, SetAttr, SetTime, Status, Time,
+};
 
 use crate::callers::Callers;
 use crate::core::{Core, Found, file_attr, file_type};
@@ -204,8 +206,11 @@ impl Filesystem for Front {
         reply: ReplyAttr,
     ) {
         let (core, mut caller) = (self.core.clone(), self.caller(request));
-        // ftruncate(2) goes by what the descriptor was opened for.
-        if let Some(file) = fh.filter(|_| size.is_some()).and_then(|fh| core.file(fh.0).ok()) {
+        // ftruncate(2) goes by what the descriptor was opened for; truncate(2) by the mode, which
+        // NFS servers overlook for the owner, for the sake of ftruncate.
+        let opened = fh.and_then(|fh| core.file(fh.0).ok());
+        let ask_first = size.is_some() && opened.is_none() && !core.options.default_permissions;
+        if let Some(file) = opened.filter(|_| size.is_some()) {
             caller = file.caller.clone();
         }
         let changes = SetAttr {
@@ -222,6 +227,9 @@ impl Filesystem for Front {
             Operation::Setattr,
             async move {
                 let inode = core.inode(ino.0)?;
+                if ask_first {
+                    core.access(&caller, &inode, libc::W_OK).await?;
+                }
                 core.setattr(&caller, &inode, &changes).await
             },
             attr_reply(reply, life),
@@ -522,7 +530,16 @@ impl Filesystem for Front {
     }
 
     // NFSv3 has no extended attributes. After ENOSYS the kernel answers EOPNOTSUPP by itself.
-    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
+    fn setxattr(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _: &[u8],
+        _: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
@@ -642,7 +659,8 @@ impl Front {
         let core = self.core.clone();
         move |result| match result {
             Ok(Found { attr, .. }) => {
-                let (attr_life, entry_life) = (core.options.attr_timeout, core.options.entry_timeout);
+                let (attr_life, entry_life) =
+                    (core.options.attr_timeout, core.options.entry_timeout);
                 reply.entry_with_ttls(&attr_life, &entry_life, &attr, Generation(0));
             }
             Err(Error::Status(Status::NOENT)) if !life.is_zero() => {
@@ -682,14 +700,18 @@ fn visible(entries: &[DirEntry]) -> impl Iterator<Item = &DirEntry> {
 }
 
 /// Adds an entry with what a look-up would tell. Returns whether the reply was full before it.
-fn add_entry(core: &Core, entry: &DirEntry, life: &Duration, reply: &mut ReplyDirectoryPlus) -> bool {
+fn add_entry(
+    core: &Core,
+    entry: &DirEntry,
+    life: &Duration,
+    reply: &mut ReplyDirectoryPlus,
+) -> bool {
     let name = OsStr::from_bytes(&entry.name);
     let is_dots = &entry.name[..] == b"." || &entry.name[..] == b"..";
     match (entry.attr, entry.handle) {
         (Some(attr), Some(handle)) if !is_dots => {
             let Found { inode, attr } = core.found(handle, &attr);
-            let full =
-                reply.add(INodeNo(inode.id), entry.cookie, name, life, &attr, Generation(0));
+            let full = reply.add(INodeNo(inode.id), entry.cookie, name, life, &attr, Generation(0));
             if full {
                 core.forget(inode.id, 1);
             }

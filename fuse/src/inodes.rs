@@ -230,7 +230,11 @@ mod tests {
         let first = inodes.look_up(handle(1), FileKind::Regular, 9);
         assert_eq!(first.id, 9);
         assert_ne!(inodes.look_up(handle(2), FileKind::Regular, 9).id, 9, "taken");
-        assert_eq!(inodes.look_up(handle(1), FileKind::Regular, 9).id, first.id, "hard links share");
+        assert_eq!(
+            inodes.look_up(handle(1), FileKind::Regular, 9).id,
+            first.id,
+            "hard links share"
+        );
         assert!(inodes.forget(first.id, 1).is_none());
         assert!(inodes.forget(first.id, 1).is_some());
         assert!(inodes.get(first.id).is_none() && inodes.find(&handle(1)).is_none());

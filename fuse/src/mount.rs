@@ -224,7 +224,7 @@ fn last_mount_at(table: &[u8], mountpoint: &Path) -> Option<(String, String)> {
             let text = |bytes: &[u8]| String::from_utf8_lossy(&unescaped(bytes)).into_owned();
             Some((text(tail.next()?), text(tail.next()?)))
         })
-        .last()
+        .next_back()
 }
 
 /// The kernel writes space, tab, newline and backslash as three octal digits.

@@ -42,8 +42,7 @@ impl Session {
         let acl = SessionACL::All;
         let log = silly_log.map(SillyLog::open);
         let (invalidations, receiver) = mpsc::unbounded_channel();
-        let core =
-            Arc::new(Core::new(vfs.clone(), runtime.clone(), options, invalidations, log));
+        let core = Arc::new(Core::new(vfs.clone(), runtime.clone(), options, invalidations, log));
         if core.silly_log.is_some() {
             let core = core.clone();
             runtime.spawn(async move {

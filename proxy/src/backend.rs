@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use gridvfs_upstream::{ClientOptions, ConnectError, Connector, MountTarget, NfsClient, TcpConnector};
+use gridvfs_upstream::{
+    ClientOptions, ConnectError, Connector, MountTarget, NfsClient, TcpConnector,
+};
 use gridvfs_vfs::rpc::portmap;
 use gridvfs_vfs::{Caller, Vfs, nfs3};
 use serde::{Deserialize, Serialize};

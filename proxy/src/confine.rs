@@ -140,7 +140,8 @@ fn secret(path: &Path) -> std::result::Result<[u8; SECRET_BYTES], SealError> {
     SystemRandom::new().fill(&mut secret).map_err(|_| SealError::NoRandomness)?;
     // Written whole under another name, so that of two that make it at once one wins.
     let draft = path.with_extension(format!("draft-{}", std::process::id()));
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    let mut file =
+        File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
     file.write_all(&secret)?;
     file.sync_all()?;
     let linked = std::fs::hard_link(&draft, path);
@@ -350,8 +351,7 @@ impl Vfs for ConfinedLayer {
         plus: bool,
     ) -> Result<DirPage> {
         let dir = self.opened(dir)?;
-        let mut page =
-            self.inner.readdir(caller, &dir, cookie, verifier, size_bytes, plus).await?;
+        let mut page = self.inner.readdir(caller, &dir, cookie, verifier, size_bytes, plus).await?;
         for entry in &mut page.entries {
             if &entry.name[..] == b".." && dir == self.root {
                 // What is above the export is nobody's business.
@@ -427,7 +427,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let sealed: Vec<FileHandle> = {
             let seal = Seal::open(folder.path()).expect("a seal");
-            (0..=HANDLE_BYTES_MAX).map(|length| seal.seal(&handle(length)).expect("sealed")).collect()
+            (0..=HANDLE_BYTES_MAX)
+                .map(|length| seal.seal(&handle(length)).expect("sealed"))
+                .collect()
         };
         let seal = Seal::open(folder.path()).expect("the same seal");
         for (length, sealed) in sealed.iter().enumerate() {

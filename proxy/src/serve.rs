@@ -79,7 +79,11 @@ pub async fn run(config: ServeConfig, listening: impl FnOnce(&str)) -> Result<()
     }
 }
 
-async fn accept(listener: &Listener, server: Arc<Server>, place: tokio::sync::OwnedSemaphorePermit) {
+async fn accept(
+    listener: &Listener,
+    server: Arc<Server>,
+    place: tokio::sync::OwnedSemaphorePermit,
+) {
     match listener {
         Listener::Tcp(listener) => {
             let Ok((stream, _)) = listener.accept().await else { return };

@@ -72,11 +72,7 @@ pub(crate) type Record = Vec<Bytes>;
 impl Server {
     /// Makes a server. It serves the channels it is given.
     pub fn new(options: ServerOptions) -> Arc<Self> {
-        Arc::new(Self {
-            options,
-            replays: ReplayCache::new(),
-            counters: ServerCounters::default(),
-        })
+        Arc::new(Self { options, replays: ReplayCache::new(), counters: ServerCounters::default() })
     }
 
     /// Returns the counters.

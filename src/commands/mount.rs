@@ -47,7 +47,8 @@ pub fn run(args: MountArgs) -> Result<ExitCode> {
 
 fn plan(args: MountArgs) -> Result<Plan> {
     let mut settings = Settings::parse(args.options.iter().map(String::as_str))?;
-    let ssh_words = [("-p", args.port.map(|port| port.to_string())), ("-F", args.ssh_config.clone())];
+    let ssh_words =
+        [("-p", args.port.map(|port| port.to_string())), ("-F", args.ssh_config.clone())];
     for (flag, value) in ssh_words {
         settings.extend_ssh(value.into_iter().flat_map(|value| [flag.to_string(), value]));
     }
@@ -80,15 +81,14 @@ fn clear_stale(mountpoint: &Path) -> Result<()> {
                 "{}: the mount of {source} here is dead (its process was killed); clearing it",
                 mountpoint.display()
             );
-            gridvfs_fuse::unmount(mountpoint, true).with_context(|| {
-                format!("cannot clear the dead mount on {}", mountpoint.display())
-            })
+            gridvfs_fuse::unmount(mountpoint, true)
+                .with_context(|| format!("cannot clear the dead mount on {}", mountpoint.display()))
         }
-        MountState::Stale { source, fs_type } => Err(Hinted::new(
+        MountState::Stale { source, fs_type } => Err(Hinted::error(
             format!("{} holds a dead mount of {source} ({fs_type})", mountpoint.display()),
             format!("clear it: fusermount3 -u -z {}", mountpoint.display()),
         )),
-        MountState::Mounted { source, fs_type } if fs_type == "fuse.gridvfs" => Err(Hinted::new(
+        MountState::Mounted { source, fs_type } if fs_type == "fuse.gridvfs" => Err(Hinted::error(
             format!("{} is mounted already: {source}", mountpoint.display()),
             format!("gridvfs umount {} unmounts it", mountpoint.display()),
         )),

@@ -11,7 +11,7 @@ use gridvfs_proxy::serve::{self, ServeConfig};
 use gridvfs_proxy::session::{self, SessionConfig};
 
 use crate::cli::{ExportArgs, ProxyCommand, ProxyServeArgs, ProxyStdioArgs};
-use crate::directories;
+use crate::{daemon, directories};
 
 /// Threads for the network. Calls on the local directory block threads of their own.
 const NETWORK_THREADS: usize = 2;
@@ -23,6 +23,7 @@ const DISK_THREADS: usize = 32;
 pub fn run(command: ProxyCommand) -> Result<ExitCode> {
     // Files get the modes that clients ask for.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    daemon::raise_descriptor_limit();
     match command {
         ProxyCommand::Stdio(args) => stdio(args),
         ProxyCommand::Attach { session } => {

@@ -42,7 +42,7 @@ pub fn list(args: JsonArgs) -> Result<ExitCode> {
 pub fn find(target: &str) -> Result<Record> {
     match session::find(target)? {
         Some(record) => Ok(record),
-        None => Err(Hinted::new(
+        None => Err(Hinted::error(
             format!("no session {target}"),
             "gridvfs sessions lists those of this user",
         )),
@@ -116,7 +116,8 @@ pub fn with_progress(record: &Record, held_at_start: u64) -> Result<()> {
         let held = held_bytes(&status);
         bar.set_length(held_at_start.max(held));
         bar.set_position(held_at_start.saturating_sub(held));
-        if let Some(since) = status["link"]["unreachable_seconds"].as_u64().filter(|since| *since > 2)
+        if let Some(since) =
+            status["link"]["unreachable_seconds"].as_u64().filter(|since| *since > 2)
         {
             bar.set_prefix(format!("writing back {} (unreachable for {since} s)", record.name));
         }

@@ -48,7 +48,7 @@ pub fn run(args: UmountArgs) -> Result<ExitCode> {
                 eprintln!("{}: not mounted", mountpoint.display());
             }
             MountState::Free => {
-                return Err(Hinted::new(
+                return Err(Hinted::error(
                     format!("{} is neither a session nor a mount point", args.target),
                     "gridvfs sessions lists those of this user",
                 ));
@@ -69,7 +69,7 @@ fn unmount(mountpoint: &Path, lazy: bool) -> Result<()> {
                 "end what uses it (fuser -m {}), or detach it with gridvfs umount -z",
                 mountpoint.display()
             );
-            return Hinted::new(text, hint);
+            return Hinted::error(text, hint);
         }
         anyhow::anyhow!(text)
     })

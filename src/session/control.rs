@@ -48,8 +48,8 @@ impl Server {
     pub fn start(record: &Record, control: Arc<dyn Control>) -> Result<Self> {
         let path = record.socket()?;
         let _ = std::fs::remove_file(&path);
-        let listener = tokio::net::UnixListener::bind(&path)
-            .with_context(|| path.display().to_string())?;
+        let listener =
+            tokio::net::UnixListener::bind(&path).with_context(|| path.display().to_string())?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
         let (ended, _) = watch::channel(None);
         let clients = Arc::new(tokio::sync::Semaphore::new(CLIENTS_MAX));

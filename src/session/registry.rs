@@ -84,7 +84,7 @@ impl Registration {
                         return Self::new(wanted, suggested, source, mountpoint);
                     }
                     if wanted.is_some() {
-                        return Err(Hinted::new(
+                        return Err(Hinted::error(
                             format!("a session named {base} runs already"),
                             "gridvfs sessions lists them; choose another --session NAME",
                         ));

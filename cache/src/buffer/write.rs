@@ -182,7 +182,8 @@ impl Shared {
         }
     }
 
-    /// Writes back and commits all files. Returns the first error; goes on after it.
+    /// Writes back and commits all files. Returns the first error; goes on after it. Files that
+    /// the server no longer has are no error: their data went with them.
     pub async fn write_back(self: &Arc<Self>) -> Result<()> {
         let files: Vec<Arc<File>> = self.files.iter().map(|file| file.clone()).collect();
         let tasks: Vec<_> = files
@@ -190,7 +191,15 @@ impl Shared {
             .filter(|file| !file.state.lock().is_idle())
             .map(|file| {
                 let shared = self.clone();
-                self.runtime.spawn(async move { shared.commit(&file, Report::Take).await })
+                self.runtime.spawn(async move {
+                    match shared.commit(&file, Report::Take).await {
+                        Err(Error::Status(Status::STALE)) => {
+                            log::info!("{:?} was removed before its data was sent", file.handle);
+                            Ok(())
+                        }
+                        result => result,
+                    }
+                })
             })
             .collect();
         let mut first = Ok(());

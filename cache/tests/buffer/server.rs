@@ -131,6 +131,11 @@ impl Server {
         data.current = content;
     }
 
+    /// Removes a file, as another client would.
+    pub fn remove(&self, file: &FileHandle) {
+        self.files.lock().remove(file);
+    }
+
     pub fn content(&self, file: &FileHandle) -> Vec<u8> {
         self.files.lock().get(file).map(|data| data.current.clone()).unwrap_or_default()
     }

@@ -369,3 +369,22 @@ async fn data_written_during_a_truncation_counts_as_written_before_it() {
     assert!(server.content(&file) == pattern(0, 1000));
     assert!(read_all(&*layer, &file, 0, 5000).await == pattern(0, 1000));
 }
+
+#[tokio::test(start_paused = true)]
+async fn data_of_a_removed_file_is_no_error_of_the_write_back() {
+    let (server, layer) = empty(1).await;
+    server.put(handle(2), Vec::new());
+    let data = Bytes::from_static(b"kept");
+    layer.write(&caller(), &handle(2), 0, data, Stability::Unstable).await.expect("writes");
+    write(&layer, 0, vec![7; 100]).await.expect("writes");
+    server.remove(&handle(1));
+    layer.shutdown().await.expect("nothing is missing");
+    assert_eq!(server.durable(&handle(2)), b"kept");
+
+    // Who still has the file open is told.
+    server.put(handle(1), Vec::new());
+    write(&layer, 0, vec![7; 100]).await.expect("writes");
+    server.remove(&handle(1));
+    let told = layer.commit(&caller(), &handle(1), 0, 0).await;
+    assert!(matches!(told, Err(Error::Status(Status::STALE))), "{told:?}");
+}

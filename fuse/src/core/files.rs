@@ -60,7 +60,13 @@ impl Core {
     }
 
     /// Reads exactly `size` bytes, or up to the end of the file.
-    pub async fn read(&self, caller: &Caller, inode: &Inode, offset: u64, size: u32) -> Result<Bytes> {
+    pub async fn read(
+        &self,
+        caller: &Caller,
+        inode: &Inode,
+        offset: u64,
+        size: u32,
+    ) -> Result<Bytes> {
         let first = self.vfs.read(caller, &inode.handle, offset, size).await?;
         if first.eof || first.data.len() >= size as usize {
             return Ok(first.data);
@@ -85,12 +91,19 @@ impl Core {
     }
 
     /// Writes all of `data`.
-    pub async fn write(&self, caller: &Caller, inode: &Inode, offset: u64, mut data: Bytes) -> Result<()> {
+    pub async fn write(
+        &self,
+        caller: &Caller,
+        inode: &Inode,
+        offset: u64,
+        mut data: Bytes,
+    ) -> Result<()> {
         inode.note_write();
         let mut at = offset;
         loop {
             let whole = data.len();
-            let answer = self.vfs.write(caller, &inode.handle, at, data.clone(), Stability::Unstable);
+            let answer =
+                self.vfs.write(caller, &inode.handle, at, data.clone(), Stability::Unstable);
             let Written { count, wcc, .. } = answer.await?;
             inode.note_own(&wcc);
             inode.note_write();
@@ -114,7 +127,12 @@ impl Core {
         self.vfs.commit(caller, &inode.handle, 0, 0).await.map(drop)
     }
 
-    pub async fn setattr(&self, caller: &Caller, inode: &Inode, changes: &SetAttr) -> Result<FileAttr> {
+    pub async fn setattr(
+        &self,
+        caller: &Caller,
+        inode: &Inode,
+        changes: &SetAttr,
+    ) -> Result<FileAttr> {
         let wcc = self.vfs.setattr(caller, &inode.handle, changes, None).await?;
         match wcc.after {
             Some(attr) => {
@@ -152,7 +170,13 @@ impl Core {
     }
 
     /// lseek(2) for data and holes. A server that cannot tell has data everywhere.
-    pub async fn seek(&self, caller: &Caller, inode: &Inode, offset: u64, whence: SeekWhence) -> Result<u64> {
+    pub async fn seek(
+        &self,
+        caller: &Caller,
+        inode: &Inode,
+        offset: u64,
+        whence: SeekWhence,
+    ) -> Result<u64> {
         match self.vfs.seek(caller, &inode.handle, offset, whence).await {
             Err(Error::Status(Status::NOTSUPP)) => {
                 let size = self.vfs.getattr(caller, &inode.handle).await?.size;
@@ -166,7 +190,14 @@ impl Core {
         }
     }
 
-    pub async fn allocate(&self, caller: &Caller, inode: &Inode, offset: u64, length: u64, mode: i32) -> Result<()> {
+    pub async fn allocate(
+        &self,
+        caller: &Caller,
+        inode: &Inode,
+        offset: u64,
+        length: u64,
+        mode: i32,
+    ) -> Result<()> {
         const ZERO_RANGE_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
         const PUNCH_HOLE_KEEP: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         let how = match mode {

@@ -29,7 +29,13 @@ impl Core {
     }
 
     /// Completes what a creation answered: servers may leave out handle and attributes.
-    async fn created(&self, caller: &Caller, dir: &FileHandle, name: &[u8], created: Created) -> Result<Found> {
+    async fn created(
+        &self,
+        caller: &Caller,
+        dir: &FileHandle,
+        name: &[u8],
+        created: Created,
+    ) -> Result<Found> {
         let (handle, attr) = match created {
             Created { handle: Some(handle), attr, .. } => (handle, attr),
             _ => {
@@ -80,7 +86,14 @@ impl Core {
         Ok((open, found.attr, flags & libc::O_TRUNC == 0))
     }
 
-    pub async fn mknod(&self, caller: &Caller, parent: u64, name: &[u8], mode: u32, device: u32) -> Result<Found> {
+    pub async fn mknod(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &[u8],
+        mode: u32,
+        device: u32,
+    ) -> Result<Found> {
         self.check_name(name)?;
         let dir = self.dir(parent)?;
         let attr = SetAttr { mode: Some(mode & 0o7777), ..SetAttr::default() };
@@ -101,7 +114,13 @@ impl Core {
         self.created(caller, &dir, name, created).await
     }
 
-    pub async fn mkdir(&self, caller: &Caller, parent: u64, name: &[u8], mode: u32) -> Result<Found> {
+    pub async fn mkdir(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &[u8],
+        mode: u32,
+    ) -> Result<Found> {
         self.check_name(name)?;
         let dir = self.dir(parent)?;
         let attr = SetAttr { mode: Some(mode & 0o7777), ..SetAttr::default() };
@@ -109,7 +128,13 @@ impl Core {
         self.created(caller, &dir, name, created).await
     }
 
-    pub async fn symlink(&self, caller: &Caller, parent: u64, name: &[u8], target: &[u8]) -> Result<Found> {
+    pub async fn symlink(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<Found> {
         self.check_name(name)?;
         let dir = self.dir(parent)?;
         let attr = SetAttr { mode: Some(0o777), ..SetAttr::default() };
@@ -117,7 +142,13 @@ impl Core {
         self.created(caller, &dir, name, created).await
     }
 
-    pub async fn link(&self, caller: &Caller, number: u64, parent: u64, name: &[u8]) -> Result<Found> {
+    pub async fn link(
+        &self,
+        caller: &Caller,
+        number: u64,
+        parent: u64,
+        name: &[u8],
+    ) -> Result<Found> {
         self.check_name(name)?;
         let inode = self.inode(number)?;
         let dir = self.dir(parent)?;
@@ -140,7 +171,12 @@ impl Core {
 
     /// Returns the inode of a name if it is open and not a directory. A look-up is only made while
     /// files are open at all.
-    async fn open_file_at(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Option<Arc<Inode>>> {
+    async fn open_file_at(
+        &self,
+        caller: &Caller,
+        dir: &FileHandle,
+        name: &[u8],
+    ) -> Result<Option<Arc<Inode>>> {
         if self.files.read().is_empty() {
             return Ok(None);
         }
@@ -165,7 +201,13 @@ impl Core {
         }
     }
 
-    async fn hide_by_rename(&self, caller: &Caller, inode: &Arc<Inode>, dir: &FileHandle, name: &[u8]) -> Result<()> {
+    async fn hide_by_rename(
+        &self,
+        caller: &Caller,
+        inode: &Arc<Inode>,
+        dir: &FileHandle,
+        name: &[u8],
+    ) -> Result<()> {
         let hidden = Hidden { dir: *dir, name: self.new_silly_name(inode) };
         self.log_hidden(&hidden);
         self.vfs.rename(caller, dir, name, dir, &hidden.name, false).await?;
@@ -236,7 +278,12 @@ impl Core {
 
     /// Moves hidden files from a directory that is to be removed to the one above, if there is
     /// nothing else in it.
-    async fn move_hidden_away(&self, caller: &Caller, from: &FileHandle, to: &FileHandle) -> Result<bool> {
+    async fn move_hidden_away(
+        &self,
+        caller: &Caller,
+        from: &FileHandle,
+        to: &FileHandle,
+    ) -> Result<bool> {
         let inodes = self.inodes.hidden_in(Some(from));
         if inodes.is_empty() {
             return Ok(false);
@@ -279,8 +326,7 @@ impl Core {
                 }
             }
         }
-        let renamed =
-            self.vfs.rename(caller, &from_dir, from.1, &to_dir, to.1, no_replace).await;
+        let renamed = self.vfs.rename(caller, &from_dir, from.1, &to_dir, to.1, no_replace).await;
         if let Some((inode, hidden)) = replaced {
             match &renamed {
                 Ok(_) => self.keep_hidden(&inode, hidden).await,

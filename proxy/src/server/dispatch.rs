@@ -193,8 +193,7 @@ async fn procedure(
             reply::<_, Option<gridvfs_vfs::Attr>>(header, page.map(PlainPage))
         }
         nfs3::READDIRPLUS => {
-            let nfs3::ReadDirPlusArgs { dir, cookie, verifier, max_count, .. } =
-                Xdr::decode(from)?;
+            let nfs3::ReadDirPlusArgs { dir, cookie, verifier, max_count, .. } = Xdr::decode(from)?;
             let page = list(vfs, caller, &dir, cookie, verifier, max_count, true).await;
             reply::<_, Option<gridvfs_vfs::Attr>>(header, page)
         }
@@ -258,9 +257,8 @@ async fn rename(
     no_replace: bool,
 ) -> Answer {
     let nfs3::RenameArgs { from, to } = Xdr::decode(from)?;
-    let renamed = vfs
-        .rename(caller, &from.dir, &from.name.0, &to.dir, &to.name.0, no_replace)
-        .await;
+    let renamed =
+        vfs.rename(caller, &from.dir, &from.name.0, &to.dir, &to.name.0, no_replace).await;
     reply::<_, (gridvfs_vfs::Wcc, gridvfs_vfs::Wcc)>(header, renamed)
 }
 

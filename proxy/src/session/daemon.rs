@@ -122,7 +122,11 @@ fn hex(bytes: &[u8]) -> String {
 
 impl Session {
     /// Accepts channels until there has been none for `linger`, or a signal ends the session.
-    async fn serve(self: Arc<Self>, listener: UnixListener, linger: Duration) -> std::io::Result<()> {
+    async fn serve(
+        self: Arc<Self>,
+        listener: UnixListener,
+        linger: Duration,
+    ) -> std::io::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let _hang_up = signal(SignalKind::hangup())?;
@@ -203,9 +207,7 @@ impl Session {
 /// Says whether the other side is this user's own process. The socket's mode says so already;
 /// root, who may open anything, is no stranger either.
 fn is_ours(stream: &tokio::net::UnixStream) -> bool {
-    let peer = nix::sys::socket::getsockopt(
-        &stream.as_fd(),
-        nix::sys::socket::sockopt::PeerCredentials,
-    );
+    let peer =
+        nix::sys::socket::getsockopt(&stream.as_fd(), nix::sys::socket::sockopt::PeerCredentials);
     peer.is_ok_and(|peer| peer.uid() == nix::unistd::geteuid().as_raw() || peer.uid() == 0)
 }

@@ -39,9 +39,8 @@ pub(super) fn receive(socket: &UnixStream) -> std::io::Result<Option<(OwnedFd, O
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(descriptors) = control {
             // SAFETY: the kernel has just made these descriptors for us; nobody else owns them.
-            received.extend(
-                descriptors.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }),
-            );
+            received
+                .extend(descriptors.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }));
         }
     }
     let mut received = received.into_iter();

@@ -74,9 +74,8 @@ pub async fn connect(plan: &Plan) -> Result<Stack> {
             NfsClient::connect(connector, options).await?
         }
         (Source::Nfs { address, port, path }, _) => {
-            let connector = |port| -> Arc<dyn Connector> {
-                Arc::new(TcpConnector::new(address.clone(), port))
-            };
+            let connector =
+                |port| -> Arc<dyn Connector> { Arc::new(TcpConnector::new(address.clone(), port)) };
             mount_export(plan, path, port.unwrap_or(nfs3::PORT), connector, options).await?
         }
         (Source::Unix(path), _) => {
@@ -124,7 +123,7 @@ async fn mount_export(
     options: ClientOptions,
 ) -> Result<Arc<NfsClient>> {
     if !path.starts_with('/') {
-        return Err(Hinted::new(
+        return Err(Hinted::error(
             format!("{path} is no export of an NFS server"),
             "give the export's full path, which begins with /",
         ));

@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Plan;
 use super::connect::{Stack, connect};
-use crate::daemon::Starter;
+use crate::daemon::{self, Starter};
 use crate::directories;
 use crate::session::{Control, Registration, Server};
 
@@ -26,6 +26,7 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
     start_log(plan.args.debug);
     // Files get the modes that callers ask for: the kernel has applied each caller's own umask.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    daemon::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(NETWORK_THREADS)
         .enable_all()
@@ -73,8 +74,11 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
     let _context = runtime.enter();
     let server = Server::start(&record, control)?;
     let words = if plan.args.json {
-        format!("{}\n", json!({"ok": true, "session": record.name, "source": record.source,
-            "mountpoint": record.mountpoint, "pid": record.pid}))
+        format!(
+            "{}\n",
+            json!({"ok": true, "session": record.name, "source": record.source,
+            "mountpoint": record.mountpoint, "pid": record.pid})
+        )
     } else {
         String::new()
     };
@@ -89,7 +93,8 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
     log::info!("unmounted; writing back");
     let ended = runtime.block_on(stack.top.shutdown());
     let result = served.map_err(anyhow::Error::from).and(ended.map_err(|error| {
-        anyhow::Error::from(error).context(format!("{}: data could not be written back", record.source))
+        anyhow::Error::from(error)
+            .context(format!("{}: data could not be written back", record.source))
     }));
     // The entry goes first: whoever hears that the session has ended may reuse its name.
     drop(registration);
