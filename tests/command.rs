@@ -77,7 +77,7 @@ fn an_unreadable_export_is_explained() {
     }
     let mountpoint = rig.folder.join("second");
     let owner = String::from_utf8_lossy(&run(rig.command("id").arg("-un")).stdout).into_owned();
-    common::shell(&rig.folder, &format!("mkdir second && chown {owner} second"));
+    common::shell(&rig.folder, &format!("mkdir second && chown {} second", owner.trim()));
     let mut command = rig.command(gridvfs());
     command.arg("mount").arg(format!("gvhost:{}/secret", rig.export.display())).arg(mountpoint);
     command.arg("-F").arg(rig.folder.join("sshd/ssh_config"));
@@ -222,7 +222,9 @@ fn foreign_clients_use_a_standing_proxy() {
     let mut reader = std::io::BufReader::new(serve.stdout.take().expect("stdout"));
     std::io::BufRead::read_line(&mut reader, &mut line).expect("its address");
     let port = line.trim().rsplit(':').next().expect("a port").to_string();
-    let url = |path: &str| format!("nfs://127.0.0.1/{path}?nfsport={port}&mountport={port}");
+    let export = rig.export.display();
+    let url =
+        |path: &str| format!("nfs://127.0.0.1{export}/{path}?nfsport={port}&mountport={port}");
     let listing = run(Command::new("nfs-ls").args(["-R", &url("")]));
     let listing = String::from_utf8_lossy(&listing.stdout).into_owned();
     says(&listing, &["file", "inner"]);

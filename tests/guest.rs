@@ -39,7 +39,7 @@ fn boots_and_writes(way: Way, cache: &str, as_user: bool) {
     if as_user {
         let owner = run(rig.command("id").arg("-un")).stdout;
         let owner = String::from_utf8_lossy(&owner);
-        common::shell(&rig.export, &format!("chown -R {owner} ."));
+        common::shell(&rig.export, &format!("chown -R {} .", owner.trim()));
     }
     let project = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut boot = rig.command(project.join("bench/guest/run.sh"));

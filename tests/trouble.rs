@@ -35,8 +35,10 @@ fn pattern(offset: u64, length: usize) -> Vec<u8> {
 }
 
 /// Writes and reads back while something is broken by `trouble`; the server's copy must be whole.
-fn under_trouble(test: &str, way: Way, trouble: impl FnOnce(&Rig) + Send) {
+fn under_trouble(test: &str, way: Way, trouble: impl FnOnce(&Rig, i32) + Send) {
     let Some(mut rig) = Rig::mounted(test, way) else { return };
+    rig.let_others_start_servers();
+    let pid = rig.pid();
     const SIZE: usize = 48 << 20;
     let old: Vec<u8> = pattern(1 << 40, SIZE);
     std::fs::write(rig.export.join("old"), &old).expect("write there");
@@ -71,7 +73,7 @@ fn under_trouble(test: &str, way: Way, trouble: impl FnOnce(&Rig) + Send) {
             }
         });
         std::thread::sleep(Duration::from_millis(600));
-        trouble(rig);
+        trouble(rig, pid);
         writer.join().expect("the writer saw an error");
         reader.join().expect("the reader saw an error");
     });
@@ -82,9 +84,9 @@ fn under_trouble(test: &str, way: Way, trouble: impl FnOnce(&Rig) + Send) {
 
 #[test]
 fn killed_ssh_is_replaced() {
-    under_trouble("killed_ssh_is_replaced", Way::Ssh, |rig| {
+    under_trouble("killed_ssh_is_replaced", Way::Ssh, |rig, pid| {
         for _ in 0..3 {
-            let pids = rig.ssh_pids();
+            let pids = rig.ssh_pids(pid);
             assert!(!pids.is_empty(), "no ssh found");
             pids.into_iter().for_each(|pid| kill(pid, libc::SIGKILL));
             std::thread::sleep(Duration::from_millis(700));
@@ -94,7 +96,7 @@ fn killed_ssh_is_replaced() {
 
 #[test]
 fn restarted_sshd_and_proxy_are_found_again() {
-    under_trouble("restarted_sshd_and_proxy_are_found_again", Way::Ssh, |rig| {
+    under_trouble("restarted_sshd_and_proxy_are_found_again", Way::Ssh, |rig, mount| {
         // Ends every process on the host, the session's daemon included.
         rig.sshd("stop");
         let export = format!("{}", rig.export.display());
@@ -105,7 +107,7 @@ fn restarted_sshd_and_proxy_are_found_again() {
             let ours = open
                 .filter_map(|fd| std::fs::read_link(fd.path()).ok())
                 .any(|path| path.starts_with(&export));
-            if comm.trim() == "gridvfs" && ours && pid != rig.pid() {
+            if comm.trim() == "gridvfs" && ours && pid != mount {
                 kill(pid, libc::SIGKILL);
             }
         }
@@ -115,7 +117,7 @@ fn restarted_sshd_and_proxy_are_found_again() {
 }
 
 fn ganesha_restarts(way: Way) {
-    under_trouble(&format!("nfs_server_restarts_{way:?}"), way, |rig| {
+    under_trouble(&format!("nfs_server_restarts_{way:?}"), way, |rig, _| {
         rig.ganesha("kill");
         std::thread::sleep(Duration::from_secs(2));
         rig.ganesha("start");

@@ -6,8 +6,10 @@
 #![allow(dead_code)] // Each test binary uses a part of it.
 
 use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 /// How a mount reaches its files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +54,7 @@ pub struct Rig {
     options: Vec<String>,
     user: Option<String>,
     mounted: bool,
+    hands: Option<Hands>,
     _temporary: tempfile::TempDir,
 }
 
@@ -125,6 +128,43 @@ fn support(script: &str) -> Command {
     command
 }
 
+/// A process that runs scripts for a test which has files open on the mount.
+///
+/// Starting a program closes the copies of one's files in the new process. Closing writes back, so
+/// while the server is gone it waits: who has such files open cannot start the server again.
+struct Hands(Mutex<(Child, BufReader<ChildStdout>)>);
+
+impl Hands {
+    fn new() -> Self {
+        let script = "while IFS= read -r line; do \
+                      if (eval \"$line\") </dev/null >&2; then echo ok; else echo failed; fi; done";
+        let mut child = Command::new("bash")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("bash");
+        let output = BufReader::new(child.stdout.take().expect("its output"));
+        Self(Mutex::new((child, output)))
+    }
+
+    fn run(&self, script: &str) {
+        let (child, output) = &mut *self.0.lock().expect("no panic before");
+        writeln!(child.stdin.as_mut().expect("its input"), "{script}").expect("it lives");
+        let mut line = String::new();
+        output.read_line(&mut line).expect("it answers");
+        assert_eq!(line, "ok\n", "{script}");
+    }
+}
+
+impl Drop for Hands {
+    fn drop(&mut self) {
+        let (child, _) = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        drop(child.stdin.take());
+        let _ = child.wait();
+    }
+}
+
 impl Rig {
     /// Makes an export with its servers, and mounts it. `None`, and a word about it, where that
     /// cannot be.
@@ -187,6 +227,7 @@ impl Rig {
             options: Vec::new(),
             user,
             mounted: false,
+            hands: None,
             _temporary: temporary,
         };
         if way.needs_ganesha() {
@@ -200,27 +241,39 @@ impl Rig {
 
     /// Starts, stops or kills NFS-Ganesha.
     pub fn ganesha(&self, verb: &str) {
-        let mut command = support("ganesha.sh");
-        command.arg(verb).arg(self.folder.join("ganesha"));
+        let mut words =
+            vec![format!("ganesha.sh {verb} '{}'", self.folder.join("ganesha").display())];
         if verb == "start" {
-            command.arg(&self.export);
+            words.push(format!("'{}'", self.export.display()));
         }
-        run(&mut command);
+        self.support(&words.join(" "));
     }
 
     /// Starts or stops sshd.
     pub fn sshd(&self, verb: &str) {
-        let mut command = support("sshd.sh");
-        command.arg(verb).arg(self.folder.join("sshd"));
+        let mut words = vec![format!("sshd.sh {verb} '{}'", self.folder.join("sshd").display())];
         if verb == "start" {
             if let Ok(port) = std::fs::read_to_string(self.folder.join("sshd/port")) {
-                command.args(["--port", port.trim()]);
+                words.push(format!("--port {}", port.trim()));
             }
             if let Some(user) = &self.user {
-                command.args(["--user", user]);
+                words.push(format!("--user {user}"));
             }
         }
-        run(&mut command);
+        self.support(&words.join(" "));
+    }
+
+    fn support(&self, command: &str) {
+        let script = format!("'{}'/tests/support/{command}", env!("CARGO_MANIFEST_DIR"));
+        match &self.hands {
+            Some(hands) => hands.run(&script),
+            None => drop(shell(&self.folder, &script)),
+        }
+    }
+
+    /// From now on servers are started and stopped by a process without files on the mount.
+    pub fn let_others_start_servers(&mut self) {
+        self.hands = Some(Hands::new());
     }
 
     /// Reads a port number that a server's script has left.
@@ -276,7 +329,7 @@ impl Rig {
             }
             _ => {}
         }
-        if self.way.needs_ganesha() && self.way != Way::Forward {
+        if self.way.needs_ganesha() {
             let port = self.port("ganesha/mount_port");
             command.args(["-o", &format!("mountport={port}")]);
         }
@@ -308,8 +361,8 @@ impl Rig {
     }
 
     /// The ssh processes of the mount.
-    pub fn ssh_pids(&self) -> Vec<i32> {
-        let children = format!("/proc/{0}/task", self.pid());
+    pub fn ssh_pids(&self, mount: i32) -> Vec<i32> {
+        let children = format!("/proc/{mount}/task");
         let Ok(tasks) = std::fs::read_dir(children) else { return Vec::new() };
         tasks
             .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok())
@@ -320,8 +373,10 @@ impl Rig {
 
     /// Runs a shell script in the mount as the rig's user.
     pub fn shell(&self, script: &str) -> String {
+        // The user's own shell goes there: nobody else may enter.
+        let script = format!("cd {}; {script}", self.mountpoint.display());
         let mut command = self.command("bash");
-        command.args(["-euo", "pipefail", "-c", script]).current_dir(&self.mountpoint);
+        command.args(["-euo", "pipefail", "-c", &script]).current_dir("/");
         String::from_utf8_lossy(&run(&mut command).stdout).into_owned()
     }
 }

@@ -194,7 +194,7 @@ impl Shared {
                 self.runtime.spawn(async move {
                     match shared.commit(&file, Report::Take).await {
                         Err(Error::Status(Status::STALE)) => {
-                            log::info!("{:?} was removed before its data was sent", file.handle);
+                            log::debug!("{:?} was removed before its data was sent", file.handle);
                             Ok(())
                         }
                         result => result,

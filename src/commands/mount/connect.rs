@@ -66,6 +66,7 @@ pub async fn connect(plan: &Plan) -> Result<Stack> {
                 program: settings.gridvfs_command.clone(),
                 path: path.clone(),
                 nfs: settings.nfs.clone(),
+                mount_port: settings.mount_port,
                 shadow: (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
                 read_only: settings.read_only,
                 linger_seconds: settings.linger_seconds,

@@ -24,6 +24,8 @@ pub struct RemoteExport {
     pub path: String,
     /// `ADDR[:PORT]` of an NFSv3 server, as the host sees it, to forward to.
     pub nfs: Option<String>,
+    /// The port of that server's MOUNT service; its portmapper is asked if `None`.
+    pub mount_port: Option<u16>,
     /// The identity at this end that the login at the host stands for: uid and gid.
     pub shadow: (u32, u32),
     /// Whether the proxy refuses every change.
@@ -64,6 +66,9 @@ impl SshProxyConnector {
         words.push(format!("--linger={}", export.linger_seconds));
         if let Some(nfs) = &export.nfs {
             words.push(format!("--nfs={nfs}"));
+        }
+        if let Some(port) = export.mount_port {
+            words.push(format!("--mount-port={port}"));
         }
         if export.read_only {
             words.push("--read-only".into());
