@@ -58,6 +58,7 @@ pub async fn run(config: ServeConfig, listening: impl FnOnce(&str)) -> Result<()
     let (listener, address) = listen(&config).await?;
     let export_path = config.export.path.to_string_lossy().into_owned().into_bytes();
     let server = Server::new(ServerOptions {
+        ended: None,
         vfs: backend.vfs,
         blocking: backend.blocking,
         key: config.key,

@@ -10,7 +10,7 @@ mod replay;
 
 use std::io::IoSlice;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::{Buf, Bytes};
 use gridvfs_upstream::RecordReader;
@@ -57,6 +57,8 @@ pub struct ServerOptions {
     pub key: Option<SessionKey>,
     /// The path under which the root can be mounted by clients that ask (MOUNT protocol).
     pub export_path: Vec<u8>,
+    /// Set when the client says that it is done; `None` if there is more than one client.
+    pub ended: Option<Arc<AtomicBool>>,
 }
 
 /// An NFSv3 server.

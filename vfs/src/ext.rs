@@ -21,6 +21,9 @@ pub const ALLOCATE: u32 = 2;
 /// [`crate::Vfs::rename`] with `no_replace`: [`crate::nfs3::RenameArgs`] to
 /// [`crate::nfs3::RenameReply`].
 pub const RENAME_NOREPLACE: u32 = 3;
+/// The client says that it will not come back: the session may end with its last channel. No
+/// arguments; the result is a status alone.
+pub const END: u32 = 4;
 
 xdr_struct! {
     /// The arguments of SEEK.

@@ -1,5 +1,7 @@
 //! From a call's arguments to the [`Vfs`] call and back to its results.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use gridvfs_vfs::nfs3::{self, PlainPage, Reply, mount};
 use gridvfs_vfs::rpc::{CallHeader, Refusal};
@@ -64,7 +66,8 @@ pub(super) async fn run(options: &ServerOptions, header: &CallHeader, arguments:
     let mut decoder = Decoder::new(arguments.clone());
     let vfs = &*options.vfs;
     let answer = match header.program {
-        mount::PROGRAM => return super::mount::run(options, header, arguments),
+        mount::PROGRAM => return super::mount::run(options, header, &caller, arguments).await,
+        ext::PROGRAM if header.procedure == ext::END => end(options, header),
         ext::PROGRAM => extension(vfs, header, &caller, &mut decoder).await,
         _ if header.procedure == nfs3::READ => read(vfs, header, &caller, &mut decoder).await,
         _ => procedure(vfs, header, &caller, &mut decoder).await,
@@ -77,6 +80,13 @@ pub(super) async fn run(options: &ServerOptions, header: &CallHeader, arguments:
             refusal_record(header.xid, Refusal::GarbageArguments)
         }
     }
+}
+
+/// The client's last call. A server that does not belong to one session has nothing to end.
+fn end(options: &ServerOptions, header: &CallHeader) -> Answer {
+    let Some(ended) = &options.ended else { return Ok(None) };
+    ended.store(true, Ordering::Relaxed);
+    reply::<(), ()>(header, Ok(()))
 }
 
 type Answer = Result<Option<Record>, XdrError>;

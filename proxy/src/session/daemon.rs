@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use gridvfs_upstream::greeting::{FEATURE_EXTENSIONS, Greeting, PROTOCOL};
@@ -44,6 +44,7 @@ struct Session {
     root: String,
     extensions: bool,
     channels: watch::Sender<usize>,
+    ended: Arc<AtomicBool>,
 }
 
 /// Runs the daemon: its configuration comes by standard input, a socket, and so does its first
@@ -104,16 +105,19 @@ fn begin(config: &SessionConfig, backend: Backend) -> std::io::Result<Begun> {
     let root = hex(backend.vfs.root().as_bytes());
     let extensions = backend.extensions;
     let path = config.export.path.to_string_lossy().into_owned().into_bytes();
+    let ended: Arc<AtomicBool> = Arc::default();
     let options = ServerOptions {
         vfs: backend.vfs,
         blocking: backend.blocking,
         key: Some(key.clone()),
         export_path: path,
+        ended: Some(ended.clone()),
     };
     let server = Server::new(options);
     // The first channel is on its way: the session is not idle.
     let channels = watch::Sender::new(0);
-    Ok((Arc::new(Session { server, name, key, root, extensions, channels }), listener, file))
+    let session = Session { server, name, key, root, extensions, channels, ended };
+    Ok((Arc::new(session), listener, file))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -121,7 +125,8 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 impl Session {
-    /// Accepts channels until there has been none for `linger`, or a signal ends the session.
+    /// Accepts channels until there has been none for `linger`, the client has said that it is
+    /// done, or a signal ends the session.
     async fn serve(
         self: Arc<Self>,
         listener: UnixListener,
@@ -136,6 +141,8 @@ impl Session {
             let idle = *channels.borrow_and_update() == 0;
             if !idle {
                 idle_since = Instant::now();
+            } else if self.ended.load(Ordering::Relaxed) {
+                return Ok(());
             }
             tokio::select! {
                 accepted = listener.accept() => {

@@ -2,6 +2,7 @@
 //! or refused where it has not.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use gridvfs_vfs::ext;
 use gridvfs_vfs::nfs3::{self, DirOpArgs, RenameArgs};
@@ -13,6 +14,9 @@ use gridvfs_vfs::{
 
 use super::{Answer, NfsClient};
 use crate::rpc::{CallClass, CallError};
+
+/// How long the answer to a farewell is waited for.
+const END_PATIENCE: Duration = Duration::from_secs(2);
 
 impl NfsClient {
     /// Calls the extension program; `None` when the far side does not have it.
@@ -38,6 +42,15 @@ impl NfsClient {
             Err(CallError::Refused(Refusal::ProcedureUnavailable)) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Tells a proxy of our own that this was the last call: it need not wait for us to come back.
+    /// Whoever does not know what that means may wait.
+    pub async fn end_session(&self, caller: &Caller) {
+        let mut request = self.request(caller, ext::END, &(), CallClass::Small);
+        (request.program, request.version) = (ext::PROGRAM, ext::VERSION);
+        let told = tokio::time::timeout(END_PATIENCE, self.exchange::<()>(request));
+        let _ = told.await;
     }
 
     pub(super) async fn seek_extended(
