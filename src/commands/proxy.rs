@@ -23,6 +23,7 @@ const DISK_THREADS: usize = 32;
 pub fn run(command: ProxyCommand) -> Result<ExitCode> {
     // Files get the modes that clients ask for.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    daemon::keep_memory_small();
     daemon::raise_descriptor_limit();
     match command {
         ProxyCommand::Stdio(args) => stdio(args),

@@ -26,6 +26,7 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
     start_log(plan.args.debug);
     // Files get the modes that callers ask for: the kernel has applied each caller's own umask.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    daemon::keep_memory_small();
     daemon::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(NETWORK_THREADS)
