@@ -205,6 +205,16 @@ fn read_only_mounts_refuse_changes() {
     }
 }
 
+/// A process that ends with the test, however that ends.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn foreign_clients_use_a_standing_proxy() {
     let test = "foreign_clients_use_a_standing_proxy";
@@ -216,10 +226,10 @@ fn foreign_clients_use_a_standing_proxy() {
     common::shell(&rig.export, "mkdir sub && touch sub/inner");
     let mut serve = Command::new(gridvfs());
     serve.args(["proxy", "serve", "--listen", "127.0.0.1:0", "--keyless", "--export"]);
-    let mut serve =
-        serve.arg(&rig.export).stdout(std::process::Stdio::piped()).spawn().expect("serve");
+    let serve = serve.arg(&rig.export).stdout(std::process::Stdio::piped()).spawn();
+    let mut serve = Ended(serve.expect("serve"));
     let mut line = String::new();
-    let mut reader = std::io::BufReader::new(serve.stdout.take().expect("stdout"));
+    let mut reader = std::io::BufReader::new(serve.0.stdout.take().expect("stdout"));
     std::io::BufRead::read_line(&mut reader, &mut line).expect("its address");
     let port = line.trim().rsplit(':').next().expect("a port").to_string();
     let export = rig.export.display();
@@ -239,6 +249,4 @@ fn foreign_clients_use_a_standing_proxy() {
     run(Command::new(gridvfs()).arg("mount").arg(&source).arg(&rig.mountpoint));
     assert_eq!(std::fs::read(rig.mountpoint.join("sub/uploaded")).expect("read").len(), 2_000_001);
     run(Command::new(gridvfs()).arg("umount").arg(&rig.mountpoint));
-    serve.kill().expect("kill");
-    serve.wait().expect("wait");
 }

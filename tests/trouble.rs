@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Rig, Way, gridvfs, is_root, run, skipped};
+use common::{Link, Rig, Way, gridvfs, is_root, run, skipped};
 
 /// How long anything may take before the test calls it hung.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -257,6 +257,32 @@ fn a_full_disk_is_reported_and_earlier_data_kept() {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+}
+
+#[test]
+fn a_link_cut_for_a_minute_loses_nothing() {
+    let test = "a_link_cut_for_a_minute_loses_nothing";
+    if !common::installed("fio") {
+        return skipped(test, "needs fio");
+    }
+    let Some(mut rig) = Rig::mounted_over(test, Way::Ssh, Link::up(test)) else { return };
+    let mut fio = Command::new("fio");
+    fio.args(["--name=v", "--filename=v", "--size=48m", "--rw=randrw", "--bsrange=4k-128k"]);
+    fio.args(["--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--fsync=64"]);
+    fio.args(["--ioengine=psync", "--rate=16m", "--numjobs=1", "--end_fsync=1"]);
+    fio.arg(format!("--aux-path={}", rig.folder.display())).current_dir(&rig.mountpoint);
+    let fio = fio.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let fio = fio.spawn().expect("fio");
+    std::thread::sleep(Duration::from_secs(2));
+    rig.link("cut");
+    std::thread::sleep(Duration::from_secs(60));
+    rig.link("restore");
+    let output = fio.wait_with_output().expect("fio ends");
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{words}{}", String::from_utf8_lossy(&output.stdout));
+    let through = std::fs::read(rig.mountpoint.join("v")).expect("read");
+    rig.umount();
+    assert!(std::fs::read(rig.export.join("v")).expect("read there") == through);
 }
 
 #[test]

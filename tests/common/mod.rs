@@ -55,12 +55,54 @@ pub struct Rig {
     user: Option<String>,
     mounted: bool,
     hands: Option<Hands>,
+    link: Option<Link>,
     _temporary: tempfile::TempDir,
 }
 
 /// The command under test.
 pub fn gridvfs() -> &'static str {
     env!("CARGO_BIN_EXE_gridvfs")
+}
+
+/// The emulator, which is built beside the command.
+pub fn wan() -> PathBuf {
+    Path::new(gridvfs()).with_file_name("gridvfs-wan")
+}
+
+/// An emulated link, ended when it is dropped.
+pub struct Link {
+    name: String,
+    far_netns: String,
+    far_address: String,
+}
+
+impl Link {
+    /// Makes a link of 32 ms and 1 Gbit/s. `None`, and a word about it, where that cannot be.
+    pub fn up(test: &str) -> Option<Self> {
+        if !is_root() || !Path::new("/dev/net/tun").exists() {
+            skipped(test, "needs root and /dev/net/tun (network namespaces)");
+            return None;
+        }
+        if !wan().exists() {
+            skipped(test, "needs gridvfs-wan (cargo build --workspace --bins)");
+            return None;
+        }
+        let name = format!("{test:.40}-{}", std::process::id());
+        let output = run(Command::new(wan()).args(["up", "--json", "--name", &name]));
+        let state: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let text = |value: &serde_json::Value| value.as_str().expect("text").to_string();
+        Some(Self {
+            name,
+            far_netns: text(&state["b"]["netns"]),
+            far_address: text(&state["b"]["address"]),
+        })
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let _ = Command::new(wan()).args(["down", &self.name]).output();
+    }
 }
 
 /// Says visibly that a test cannot run here.
@@ -197,27 +239,34 @@ impl Rig {
         }
         // What fuse3's udev rule does where udev runs.
         let _ = Command::new("chmod").args(["666", "/dev/fuse"]).status();
-        let mut rig = Self::prepare(test, way, Some(user.into()))?;
+        let mut rig = Self::prepare(test, way, Some(user.into()), None)?;
+        rig.mount();
+        Some(rig)
+    }
+
+    /// The same with the servers at the far end of an emulated link.
+    pub fn mounted_over(test: &str, way: Way, link: Option<Link>) -> Option<Self> {
+        let mut rig = Self::prepare(test, way, None, Some(link?))?;
         rig.mount();
         Some(rig)
     }
 
     /// Makes an export with its servers, without a mount.
     pub fn new(test: &str, way: Way) -> Option<Self> {
-        Self::prepare(test, way, None)
+        Self::prepare(test, way, None, None)
     }
 
-    fn prepare(test: &str, way: Way, user: Option<String>) -> Option<Self> {
+    fn prepare(test: &str, way: Way, user: Option<String>, link: Option<Link>) -> Option<Self> {
         if let Some(reason) = impossible(way) {
             skipped(&format!("{test} ({way:?})"), &reason);
             return None;
         }
         let temporary = tempfile::Builder::new().prefix("gridvfs-").tempdir().expect("folder");
         let folder = temporary.path().canonicalize().expect("folder");
-        shell(&folder, "chmod 755 . && mkdir export mnt");
+        shell(&folder, "chmod 755 . && mkdir export mnt state");
         let (export, mountpoint) = (folder.join("export"), folder.join("mnt"));
         if let Some(user) = &user {
-            shell(&folder, &format!("chown {user} export mnt"));
+            shell(&folder, &format!("chown {user} export mnt state"));
         }
         let rig = Self {
             way,
@@ -228,6 +277,7 @@ impl Rig {
             user,
             mounted: false,
             hands: None,
+            link,
             _temporary: temporary,
         };
         if way.needs_ganesha() {
@@ -258,6 +308,9 @@ impl Rig {
             }
             if let Some(user) = &self.user {
                 words.push(format!("--user {user}"));
+            }
+            if let Some(link) = &self.link {
+                words.push(format!("--netns {} --listen {}", link.far_netns, link.far_address));
             }
         }
         self.support(&words.join(" "));
@@ -292,8 +345,14 @@ impl Rig {
         }
     }
 
-    /// A command that runs as the rig's user.
+    /// A command that runs as the rig's user, with a state directory of the rig's own.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.bare_command(program);
+        command.env("XDG_STATE_HOME", self.folder.join("state"));
+        command
+    }
+
+    fn bare_command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = match &self.user {
             Some(user) => {
                 let mut command = Command::new("runuser");
@@ -309,14 +368,23 @@ impl Rig {
 
     /// The `gridvfs mount` command, not yet run.
     pub fn mount_command(&self) -> Command {
-        let mut command = self.command(gridvfs());
+        let mut command = match &self.link {
+            Some(link) => {
+                let mut command = self.command(wan());
+                command.args(["exec", &link.name, "a", "--", gridvfs()]);
+                command
+            }
+            None => self.command(gridvfs()),
+        };
         command.arg("mount").arg(self.source()).arg(&self.mountpoint);
         for option in &self.options {
             command.args(["-o", option]);
         }
         if self.way.needs_ssh() {
             let config = self.folder.join("sshd/ssh_config");
-            command.arg("-F").arg(config).args(["-o", &format!("gridvfs_command={}", gridvfs())]);
+            let state = self.folder.join("state");
+            let program = format!("env XDG_STATE_HOME={} {}", state.display(), gridvfs());
+            command.arg("-F").arg(config).args(["-o", &format!("gridvfs_command={program}")]);
         }
         match self.way {
             Way::Forward => {
@@ -346,6 +414,12 @@ impl Rig {
     pub fn umount(&mut self) {
         self.mounted = false;
         run(self.command(gridvfs()).arg("umount").arg(&self.mountpoint));
+    }
+
+    /// Cuts or restores the link.
+    pub fn link(&self, verb: &str) {
+        let link = self.link.as_ref().expect("a link");
+        run(Command::new(wan()).args([verb, &link.name]));
     }
 
     /// The state that `gridvfs status --json` prints.
@@ -385,7 +459,7 @@ impl Drop for Rig {
     fn drop(&mut self) {
         if std::thread::panicking() {
             // What the servers and the mount have to say about it.
-            let log = "tail -n 40 */*.log ~/.local/state/gridvfs/mnt*.log 2>/dev/null || true";
+            let log = "tail -n 40 */*.log state/gridvfs/*.log 2>/dev/null || true";
             let _ = Command::new("bash").args(["-c", log]).current_dir(&self.folder).status();
         }
         if self.mounted {

@@ -98,7 +98,11 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
             .context(format!("{}: data could not be written back", record.source))
     }));
     if let Some(client) = &stack.client {
-        runtime.block_on(client.end_session(&gridvfs_vfs::Caller { uid: 0, gid: 0, groups: Vec::new() }));
+        runtime.block_on(client.end_session(&gridvfs_vfs::Caller {
+            uid: 0,
+            gid: 0,
+            groups: Vec::new(),
+        }));
     }
     // The entry goes first: whoever hears that the session has ended may reuse its name.
     drop(registration);
