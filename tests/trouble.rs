@@ -94,6 +94,35 @@ fn killed_ssh_is_replaced() {
     });
 }
 
+/// The key's passphrase is asked for once, for all channels, and the mount outlives the terminal on
+/// which it was typed.
+#[test]
+fn a_passphrase_is_asked_for_once() {
+    let test = "a_passphrase_is_asked_for_once";
+    if !common::installed("python3") {
+        return skipped(test, "needs python3 (a terminal to type on)");
+    }
+    let Some(mut rig) = Rig::new(test, Way::Ssh) else { return };
+    common::shell(
+        &rig.folder.join("sshd"),
+        "ssh-keygen -q -p -f id_ed25519 -P '' -N 'open sesame'
+         sed -i '/BatchMode/d' ssh_config",
+    );
+    let support = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support");
+    let mount = rig.mount_command();
+    let mut typed = rig.command("python3");
+    typed.arg(support.join("at-terminal.py")).args(["passphrase", "open sesame"]);
+    typed.arg(mount.get_program()).args(mount.get_args());
+    let output = run(&mut typed);
+    rig.is_mounted();
+    let words = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(words.contains("asked 1 times") && !words.contains("denied"), "{words}");
+    wait_for("all channels", || rig.status()["link"]["stripes_alive"] == 4);
+    std::fs::write(rig.mountpoint.join("f"), "written").expect("write");
+    rig.umount();
+    assert_eq!(std::fs::read(rig.export.join("f")).expect("read"), b"written");
+}
+
 #[test]
 fn restarted_sshd_and_proxy_are_found_again() {
     under_trouble("restarted_sshd_and_proxy_are_found_again", Way::Ssh, |rig, mount| {

@@ -410,6 +410,11 @@ impl Rig {
         self.mounted = true;
     }
 
+    /// Notes that a test has mounted by itself.
+    pub fn is_mounted(&mut self) {
+        self.mounted = true;
+    }
+
     /// Unmounts, which writes back.
     pub fn umount(&mut self) {
         self.mounted = false;

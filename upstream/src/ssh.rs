@@ -90,6 +90,29 @@ impl SshHost {
         }
     }
 
+    /// Says whether the command is a program of the user's that runs ssh, such as sshpass: it may
+    /// have answers of its own, so it is never told to ask for none.
+    fn is_wrapped(&self) -> bool {
+        let program = self.settings.command.first().map(std::path::Path::new);
+        program.and_then(std::path::Path::file_name).is_some_and(|name| name != "ssh")
+    }
+
+    /// Says whether an ssh that logs in this way may ask the user on the terminal.
+    fn asks(&self, login: Login, first: bool) -> bool {
+        login == Login::OwnMaster && first && self.prompting.load(Ordering::Relaxed)
+    }
+
+    /// Says whether a line of ssh is worth showing: not that a login was refused when the next one
+    /// asks the user.
+    fn is_news(&self, login: Login, line: &str) -> bool {
+        let goes_on = login != Login::OwnMaster && self.may_ask();
+        !(goes_on && line.contains("Permission denied"))
+    }
+
+    fn may_ask(&self) -> bool {
+        self.is_wrapped() || self.prompting.load(Ordering::Relaxed)
+    }
+
     fn control_path(&self) -> PathBuf {
         self.settings.private_dir.join(format!("ssh-{}", std::process::id()))
     }
@@ -98,7 +121,7 @@ impl SshHost {
     fn next_login(&self, failed: Login) -> bool {
         let next = match failed {
             Login::Own => Login::UserMaster,
-            Login::UserMaster if self.prompting.load(Ordering::Relaxed) => Login::OwnMaster,
+            Login::UserMaster if self.may_ask() => Login::OwnMaster,
             _ => {
                 self.login.store(Login::Own as u8, Ordering::Relaxed);
                 return false;
@@ -116,7 +139,10 @@ impl SshHost {
                 vec!["BatchMode=yes".into(), "ControlMaster=no".into(), "ControlPath=none".into()]
             }
             Login::UserMaster => vec!["BatchMode=yes".into()],
-            Login::OwnMaster if first && self.prompting.load(Ordering::Relaxed) => {
+            Login::OwnMaster if self.is_wrapped() => {
+                vec!["ControlMaster=auto".into(), "ControlPersist=no".into(), control_path]
+            }
+            Login::OwnMaster if self.asks(login, first) => {
                 vec!["ControlMaster=yes".into(), "ControlPersist=no".into(), control_path]
             }
             Login::OwnMaster => {

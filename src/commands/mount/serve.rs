@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use env_logger::WriteStyle;
 use gridvfs_fuse::{MountOptions, Session, SessionOptions};
 use gridvfs_vfs::Vfs;
 use serde_json::{Value, json};
@@ -23,7 +24,8 @@ const NETWORK_THREADS: usize = 2;
 
 /// Connects, mounts and serves until unmounted; returns when everything is on the state server.
 pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
-    start_log(plan.args.debug);
+    let stays = plan.args.foreground || plan.args.debug;
+    start_log(plan.args.debug, stays);
     // Files get the modes that callers ask for: the kernel has applied each caller's own umask.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     daemon::keep_memory_small();
@@ -132,10 +134,12 @@ fn name_hash(source: &str) -> u64 {
     })
 }
 
-fn start_log(debug: bool) {
+/// What goes to the background ends in a file, where colours are noise.
+fn start_log(debug: bool, stays: bool) {
     let level = if debug { "debug" } else { "info" };
     let environment = env_logger::Env::default().filter_or("GRIDVFS_LOG", level);
-    env_logger::Builder::from_env(environment).format_target(false).init();
+    let style = if stays { WriteStyle::Auto } else { WriteStyle::Never };
+    env_logger::Builder::from_env(environment).format_target(false).write_style(style).init();
 }
 
 /// SIGTERM and SIGINT unmount, as they do for sshfs; busy or not, since whoever sends them wants

@@ -51,7 +51,7 @@ pub(super) struct SshChild {
 impl SshChild {
     /// Starts `ssh OPTIONS DESTINATION REMOTE`.
     pub fn spawn(
-        host: &SshHost,
+        host: &Arc<SshHost>,
         login: Login,
         first: bool,
         options: &[String],
@@ -75,6 +75,21 @@ impl SshChild {
         command.stdin(Stdio::from(far.try_clone().map_err(fault)?));
         command.stdout(Stdio::from(far));
         command.stderr(Stdio::piped()).kill_on_drop(true);
+        let asks = host.asks(login, first);
+        // SAFETY: both calls may be made between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                if asks {
+                    // The terminal is needed for the question. That it is closed later is no
+                    // reason to end: ssh keeps this signal ignored.
+                    libc::signal(libc::SIGHUP, libc::SIG_IGN);
+                } else {
+                    // Neither asks on a terminal nor gets its signals.
+                    libc::setsid();
+                }
+                Ok(())
+            });
+        }
         let mut child = command.spawn().map_err(|error| {
             ConnectError::Fatal(format!("cannot run {program}: {error} (is it installed?)"))
         })?;
@@ -82,6 +97,7 @@ impl SshChild {
         let stderr = Arc::new(Mutex::new(VecDeque::new()));
         let reader = child.stderr.take();
         let (sink, kept) = (settings.on_message.clone(), stderr.clone());
+        let host_of_lines = host.clone();
         let stderr_reader = tokio::spawn(async move {
             let Some(reader) = reader else { return };
             let mut reader = BufReader::new(reader);
@@ -92,7 +108,9 @@ impl SshChild {
                 if text.is_empty() {
                     continue;
                 }
-                sink(&text);
+                if host_of_lines.is_news(login, &text) {
+                    sink(&text);
+                }
                 let mut kept = kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
                 kept.push_back(text);
                 if kept.len() > STDERR_LINES_KEPT {
@@ -100,8 +118,7 @@ impl SshChild {
                 }
             }
         });
-        let prompts = login == Login::OwnMaster && first;
-        let login_timeout = if prompts { PROMPT_LOGIN_TIMEOUT } else { BATCH_LOGIN_TIMEOUT };
+        let login_timeout = if asks { PROMPT_LOGIN_TIMEOUT } else { BATCH_LOGIN_TIMEOUT };
         let stream = UnixStream::from_std(near).map_err(fault)?;
         Ok(Self { child, stream, early: Vec::new(), stderr, stderr_reader, login_timeout })
     }
