@@ -47,7 +47,11 @@ fn a_large_directory_is_listed_once_and_whole() {
         for _ in 0..2 {
             let mut seen = std::collections::HashMap::<String, usize>::new();
             for entry in std::fs::read_dir(&listing).expect("opendir") {
-                let name = entry.expect("readdir").file_name().into_string().expect("ascii");
+                let name = entry
+                    .unwrap_or_else(|error| panic!("{way:?}: readdir: {error}"))
+                    .file_name()
+                    .into_string()
+                    .expect("ascii");
                 *seen.entry(name).or_default() += 1;
             }
             let twice = seen.iter().find(|(_, count)| **count > 1);

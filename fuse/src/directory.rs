@@ -84,9 +84,8 @@ impl Directory {
             return;
         }
         let (vfs, caller, handle) = (self.vfs.clone(), self.caller.clone(), self.handle);
-        let fetching = self.runtime.spawn(async move {
-            vfs.readdir(&caller, &handle, cookie, verifier, PAGE_BYTES, true).await
-        });
+        let fetching =
+            self.runtime.spawn(async move { ask(&*vfs, &caller, &handle, cookie, verifier).await });
         listing.next = Some((cookie, Prefetch(fetching)));
     }
 
@@ -102,7 +101,7 @@ impl Directory {
             _ => Verifier::default(),
         };
         let (vfs, caller, handle) = (&self.vfs, &self.caller, &self.handle);
-        match vfs.readdir(caller, handle, cookie, verifier, PAGE_BYTES, true).await {
+        match ask(&**vfs, caller, handle, cookie, verifier).await {
             Err(error) if error.status() == Status::BAD_COOKIE => self.search(cookie).await,
             result => result,
         }
@@ -114,7 +113,7 @@ impl Directory {
         let (mut cookie, mut verifier) = (0, Verifier::default());
         loop {
             let (vfs, caller, handle) = (&self.vfs, &self.caller, &self.handle);
-            let mut page = vfs.readdir(caller, handle, cookie, verifier, PAGE_BYTES, true).await?;
+            let mut page = ask(&**vfs, caller, handle, cookie, verifier).await?;
             if let Some(at) = page.entries.iter().position(|entry| entry.cookie == wanted) {
                 page.entries.drain(..=at);
                 if !page.entries.is_empty() || page.eof {
@@ -134,4 +133,25 @@ impl Directory {
             verifier = page.verifier;
         }
     }
+}
+
+/// Asks for a page with attributes. A server may answer STALE for the whole page because an entry of
+/// it was removed while its attributes were looked up (NFS-Ganesha does): the directory itself being
+/// there, it is asked again, the last time for names alone.
+async fn ask(
+    vfs: &dyn Vfs,
+    caller: &Caller,
+    handle: &FileHandle,
+    cookie: u64,
+    verifier: Verifier,
+) -> Result<DirPage> {
+    for plus in [true, true, false] {
+        match vfs.readdir(caller, handle, cookie, verifier, PAGE_BYTES, plus).await {
+            Err(error) if error.status() == Status::STALE => {
+                vfs.getattr(caller, handle).await?;
+            }
+            result => return result,
+        }
+    }
+    Err(Status::STALE.into())
 }
