@@ -30,6 +30,9 @@ use crate::inodes::Inode;
 use crate::pending::Pending;
 use crate::silly::is_silly;
 
+/// The longest name that Linux file systems have, in bytes.
+const NAME_MAX: u32 = 255;
+
 /// The most entries that are taken from a directory's buffer for one reply: what 1 MiB can hold.
 const ENTRIES_MAX: usize = 8192;
 /// Block size in the answers of statfs(2), in bytes.
@@ -512,7 +515,10 @@ impl Filesystem for Front {
         let call = async move {
             let handle = core.dir(ino.0).unwrap_or(core.vfs.root());
             let names = core.vfs.pathconf(&caller, &handle).await;
-            Ok((core.vfs.fsstat(&caller, &handle).await?, names.map_or(255, |conf| conf.name_max)))
+            // Some servers promise more than their file systems take; kernels' NFS clients
+            // do not believe it either.
+            let name_max = names.map_or(NAME_MAX, |conf| conf.name_max.clamp(1, NAME_MAX));
+            Ok((core.vfs.fsstat(&caller, &handle).await?, name_max))
         };
         self.run(request, Operation::Statfs, call, move |result| match result {
             Ok((stat, name_max)) => reply.statfs(
