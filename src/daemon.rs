@@ -9,6 +9,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use nix::unistd::{ForkResult, fork, pipe, setsid};
@@ -16,6 +17,7 @@ use nix::unistd::{ForkResult, fork, pipe, setsid};
 /// The child's end: says how the start went.
 pub struct Starter {
     pipe: Option<File>,
+    stays: bool,
 }
 
 /// What `start` returns to whom.
@@ -26,13 +28,20 @@ pub enum Role {
     Child(Starter),
 }
 
+static IN_BACKGROUND: AtomicBool = AtomicBool::new(false);
+
+/// Says whether the terminal has been left.
+pub fn is_in_background() -> bool {
+    IN_BACKGROUND.load(Ordering::Relaxed)
+}
+
 const STARTED: u8 = b'+';
 const FAILED: u8 = b'-';
 
 impl Starter {
     /// Makes a starter for work in the foreground.
     pub fn foreground() -> Self {
-        Self { pipe: None }
+        Self { pipe: None, stays: true }
     }
 
     /// Says that the work has begun, and what to print. From here on the terminal is not touched;
@@ -48,18 +57,20 @@ impl Starter {
         let log = File::options().create(true).append(true).open(log);
         let log = log.unwrap_or(null.try_clone()?);
         replace_standard_streams(null.as_fd().try_clone_to_owned()?, log.into())?;
+        IN_BACKGROUND.store(true, Ordering::Relaxed);
         // The parent may have been killed while it waited: no reason to end.
         let _ = pipe.write_all(&[STARTED]).and_then(|()| pipe.write_all(words.as_bytes()));
         Ok(())
     }
 
-    /// Says that the work could not begin, and why.
+    /// Says that the work could not begin, or how it has ended.
     pub fn failed(&mut self, words: &str) {
         match self.pipe.take() {
             Some(mut pipe) => {
                 let _ = pipe.write_all(&[FAILED]).and_then(|()| pipe.write_all(words.as_bytes()));
             }
-            None => eprintln!("{words}"),
+            None if self.stays => eprintln!("{words}"),
+            None => log::error!("{words}"),
         }
     }
 }
@@ -79,7 +90,7 @@ pub fn start() -> Result<Role> {
     match unsafe { fork() }.context("fork")? {
         ForkResult::Child => {
             drop(reader);
-            Ok(Role::Child(Starter { pipe: Some(writer.into()) }))
+            Ok(Role::Child(Starter { pipe: Some(writer.into()), stays: false }))
         }
         ForkResult::Parent { child } => {
             drop(writer);

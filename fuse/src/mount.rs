@@ -60,10 +60,7 @@ pub enum MountError {
 
 /// Mounts and returns the descriptor of the kernel's channel.
 pub fn mount(mountpoint: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
-    check(mountpoint, options.nonempty)?;
-    if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/fuse") {
-        return Err(MountError::Device(error));
-    }
+    check_mountpoint(mountpoint, options.nonempty)?;
     let mut words = vec![
         format!("fsname={}", escaped(&options.source)),
         format!("subtype={SUBTYPE}"),
@@ -107,7 +104,9 @@ fn helper_words(words: &str) -> String {
     }
 }
 
-fn check(mountpoint: &Path, nonempty: bool) -> Result<(), MountError> {
+/// Says whether a directory can be mounted on, and whether FUSE is there at all: what can be known
+/// before anything is connected.
+pub fn check_mountpoint(mountpoint: &Path, nonempty: bool) -> Result<(), MountError> {
     let bad = |reason: String| MountError::MountPoint { path: mountpoint.into(), reason };
     let meta = std::fs::metadata(mountpoint).map_err(|error| bad(error.to_string()))?;
     if !meta.is_dir() {
@@ -119,7 +118,10 @@ fn check(mountpoint: &Path, nonempty: bool) -> Result<(), MountError> {
     {
         return Err(bad("it is not empty (-o nonempty mounts over it all the same)".into()));
     }
-    Ok(())
+    match std::fs::File::options().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => Ok(()),
+        Err(error) => Err(MountError::Device(error)),
+    }
 }
 
 /// A comma or a backslash within an option's value is escaped by a backslash.

@@ -27,6 +27,8 @@ struct Plan {
 pub fn run(args: MountArgs) -> Result<ExitCode> {
     let plan = plan(args)?;
     clear_stale(&plan.mountpoint)?;
+    // Before anybody is asked for a password.
+    gridvfs_fuse::check_mountpoint(&plan.mountpoint, plan.settings.nonempty)?;
     let mut starter = if plan.args.foreground || plan.args.debug {
         Starter::foreground()
     } else {
@@ -38,7 +40,6 @@ pub fn run(args: MountArgs) -> Result<ExitCode> {
     match serve::run(&plan, &mut starter) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
-            log::error!("{error:#}");
             starter.failed(&error_text(&error));
             Ok(ExitCode::FAILURE)
         }

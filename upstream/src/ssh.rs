@@ -16,14 +16,19 @@ mod remote;
 
 pub use proxy::{RemoteExport, SshProxyConnector};
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 
 use crate::{Channel, ConnectError, Connector, Terms};
 use child::SshChild;
+
+/// The most lines of ssh that are shown while it logs in.
+const SAID_MAX: usize = 1000;
 
 /// What is done with a line that `ssh` or the host's shell writes to standard error.
 pub type MessageSink = Arc<dyn Fn(&str) + Send + Sync>;
@@ -63,18 +68,22 @@ pub struct SshHost {
     login: AtomicU8,
     /// Prompts are possible until the command has gone to the background.
     prompting: AtomicBool,
+    /// What has been said until then: each way to log in may say the same.
+    said: Mutex<Option<HashSet<String>>>,
 }
 
 impl SshHost {
     /// Makes the host's record. Nothing is run yet.
     pub fn new(settings: SshSettings) -> Arc<Self> {
         let prompting = AtomicBool::new(settings.may_prompt);
-        Arc::new(Self { settings, login: AtomicU8::new(Login::Own as u8), prompting })
+        let said = Mutex::new(Some(HashSet::new()));
+        Arc::new(Self { settings, login: AtomicU8::new(Login::Own as u8), prompting, said })
     }
 
     /// From now on no ssh may ask the user anything: the terminal is given back.
     pub fn stop_prompting(&self) {
         self.prompting.store(false, Ordering::Relaxed);
+        *self.said.lock() = None;
     }
 
     /// Returns the host's name as the user wrote it.
@@ -103,10 +112,14 @@ impl SshHost {
     }
 
     /// Says whether a line of ssh is worth showing: not that a login was refused when the next one
-    /// asks the user.
+    /// asks the user, and not the same again.
     fn is_news(&self, login: Login, line: &str) -> bool {
         let goes_on = login != Login::OwnMaster && self.may_ask();
-        !(goes_on && line.contains("Permission denied"))
+        if goes_on && line.contains("Permission denied") {
+            return false;
+        }
+        let mut said = self.said.lock();
+        said.as_mut().is_none_or(|said| said.len() < SAID_MAX && said.insert(line.into()))
     }
 
     fn may_ask(&self) -> bool {

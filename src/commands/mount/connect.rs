@@ -16,9 +16,9 @@ use gridvfs_vfs::{Vfs, nfs3, rpc::portmap};
 use tokio::runtime::Handle;
 
 use super::Plan;
-use crate::directories;
 use crate::report::Hinted;
 use crate::source::Source;
+use crate::{daemon, directories};
 
 /// The layers of a mount, from the kernel's side.
 pub struct Stack {
@@ -104,7 +104,11 @@ fn ssh_host(plan: &Plan, destination: &str) -> Result<Arc<SshHost>> {
         destination: destination.into(),
         private_dir: directories::runtime()?,
         may_prompt: terminal || askpass,
-        on_message: Arc::new(|line| log::warn!("ssh: {line}")),
+        on_message: Arc::new(|line| match daemon::is_in_background() {
+            true => log::warn!("ssh: {line}"),
+            // As ssh itself says it.
+            false => eprintln!("{line}"),
+        }),
     }))
 }
 
@@ -155,6 +159,13 @@ async fn standing_proxy(
     };
     let caller = gridvfs_vfs::Caller { uid: 0, gid: 0, groups: Vec::new() };
     let connector = Arc::new(KeyedConnector::new(connector, key));
-    let root = MountTarget::mount(&*connector, &caller, "/").await?;
+    let mounted = MountTarget::mount(&*connector, &caller, "/").await;
+    let root = mounted.map_err(|error| match error.to_string() {
+        text if text.contains("credential refused") => Hinted::error(
+            text,
+            "this proxy asks for a key: give the file that it was started with, --key-file FILE",
+        ),
+        _ => error.into(),
+    })?;
     Ok(NfsClient::connect_with_root(connector, root, options).await?)
 }
