@@ -83,3 +83,36 @@ fn a_guest_boots_and_writes_its_disk_o_direct() {
 fn an_ordinary_user_boots_a_guest() {
     boots_and_writes(Way::Ssh, "writeback", true);
 }
+
+#[test]
+fn a_suspended_guest_resumes_from_the_mount() {
+    let test = "a_suspended_guest_resumes_from_the_mount";
+    if !installed("qemu-system-x86_64") || !installed("python3") {
+        return skipped(test, "needs qemu-system-x86_64 and python3");
+    }
+    let Some(golden) = golden() else {
+        return skipped(test, "the guest cannot be made here (no kernel package?)");
+    };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/suspend.py");
+    for way in [Way::Ssh, Way::Forward] {
+        let Some(mut rig) = Rig::mounted(test, way) else { continue };
+        for state in ["mapped", "shared", "exec"] {
+            let copy = format!("cp --sparse=always -r . {}/{state}", rig.export.display());
+            common::shell(golden, &copy);
+            let mut suspend = rig.command("timeout");
+            suspend.args(["200", "python3"]).arg(&script).arg(rig.mountpoint.join(state));
+            let output = suspend.arg(state).output().expect("python3");
+            if output.status.code() == Some(77) {
+                skipped(&format!("{test} ({state})"), "this QEMU is too old for it");
+                continue;
+            }
+            let words = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{way:?} {state}: {words}");
+            println!("{way:?} {}", String::from_utf8_lossy(&output.stdout));
+        }
+        rig.umount();
+        let check = "for state in mapped shared exec; do \
+                     [ ! -e $state/overlay.qcow2 ] || qemu-img check -q $state/overlay.qcow2; done";
+        common::shell(&rig.export, check);
+    }
+}
