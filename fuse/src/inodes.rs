@@ -41,6 +41,9 @@ struct State {
     hidden: Option<Hidden>,
     /// Writes of ours under way or done since `known` was taken.
     written: bool,
+    /// Somebody else has changed the data since the file was opened last: what the kernel has
+    /// cached is not to be kept by the next open, whatever `known` says by then.
+    outdated: bool,
 }
 
 /// A file whose name is gone while it is open: the name it has instead.
@@ -67,7 +70,15 @@ impl Inode {
         let foreign = changed && !state.written && self.kind == FileKind::Regular;
         state.known = Some(now);
         state.written = false;
+        state.outdated |= foreign;
         foreign
+    }
+
+    /// Notes attributes from the server at an open. Returns whether somebody else has changed the
+    /// data since the last one.
+    pub fn note_at_open(&self, attr: &Attr) -> bool {
+        self.note(attr);
+        std::mem::take(&mut self.state.lock().outdated)
     }
 
     /// Notes what a change of our own made of the file.
@@ -218,7 +229,28 @@ impl Inodes {
 
 #[cfg(test)]
 mod tests {
+    use gridvfs_vfs::Time;
+
     use super::*;
+
+    fn attr() -> Attr {
+        let time = Time { seconds: 1, nanoseconds: 0 };
+        Attr {
+            kind: FileKind::Regular,
+            mode: 0o644,
+            links: 1,
+            uid: 0,
+            gid: 0,
+            size: 3,
+            used: 0,
+            device: gridvfs_vfs::DeviceNumber::default(),
+            fsid: 1,
+            fileid: 5,
+            atime: time,
+            mtime: time,
+            ctime: time,
+        }
+    }
 
     fn handle(number: u8) -> FileHandle {
         FileHandle::new(&[number]).expect("short")
@@ -240,6 +272,19 @@ mod tests {
         assert!(inodes.get(first.id).is_none() && inodes.find(&handle(1)).is_none());
         assert!(inodes.forget(ROOT, 99).is_none());
         assert!(inodes.get(ROOT).is_some(), "the root stays");
+    }
+
+    #[test]
+    fn a_change_that_a_lookup_saw_is_news_to_the_next_open() {
+        let inode = Inodes::new(handle(0)).look_up(handle(1), FileKind::Regular, 5);
+        let at = |seconds| Attr { mtime: Time { seconds, nanoseconds: 0 }, ..attr() };
+        assert!(!inode.note_at_open(&at(1)));
+        assert!(!inode.note_at_open(&at(1)));
+        assert!(inode.note(&at(2)), "seen by a lookup");
+        assert!(inode.note_at_open(&at(2)));
+        assert!(!inode.note_at_open(&at(2)));
+        inode.note_write();
+        assert!(!inode.note_at_open(&at(3)), "our own");
     }
 
     #[test]

@@ -41,7 +41,7 @@ impl Core {
             Some(attr) => attr,
             None => self.vfs.getattr(caller, &inode.handle).await?,
         };
-        let changed = inode.note(&attr);
+        let changed = inode.note_at_open(&attr);
         if changed {
             self.vfs.invalidate(&inode.handle);
         }
