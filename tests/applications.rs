@@ -94,6 +94,9 @@ fn sqlite_with_wal_from_two_processes() {
 
 #[test]
 fn locks_hold_within_the_mount() {
+    if !installed("python3") {
+        return skipped("locks_hold_within_the_mount", "needs python3");
+    }
     for way in WAYS {
         let Some(rig) = Rig::mounted("locks_hold_within_the_mount", way) else { continue };
         rig.shell(

@@ -2,13 +2,16 @@
 
 mod common;
 
-use common::{Rig, WAYS, Way};
+use common::{Rig, WAYS, Way, installed, skipped};
 
 /// Checks that need nothing but system calls, as a Python program run in the mount.
 const CHECKS: &str = include_str!("support/posix.py");
 
 #[test]
 fn system_calls_answer_as_the_kernel_does() {
+    if !installed("python3") {
+        return skipped("system_calls_answer_as_the_kernel_does", "needs python3");
+    }
     for way in WAYS {
         let test = "system_calls_answer_as_the_kernel_does";
         let options: &[&str] = if common::is_root() { &["allow_other"] } else { &[] };
@@ -87,6 +90,9 @@ fn changes_of_others_are_seen() {
 
 #[test]
 fn replaced_and_removed_files_work_until_closed() {
+    if !installed("python3") {
+        return skipped("replaced_and_removed_files_work_until_closed", "needs python3");
+    }
     for way in WAYS {
         let Some(mut rig) = Rig::mounted("replaced_and_removed_files_work", way) else { continue };
         rig.shell(

@@ -37,6 +37,7 @@ test bench  | nfs-ganesha       | ganesha.nfsd        | tests against NFS-Ganesh
 test bench  | nfs-ganesha-vfs   | plugin:libfsalvfs.so | tests against NFS-Ganesha
 test bench  | rpcbind           | rpcbind             | tests against NFS-Ganesha
 test bench  | libnfs-utils      | nfs-ls              | tests with libnfs as a foreign client
+test        | python3           | python3             | tests of system calls, of suspended guests and of terminals
 test bench  | sqlite3           | sqlite3             | tests with SQLite
 test bench  | fio               | fio                 | tests with fio
 test bench  | jq                | jq                  | tests that read JSON from a script
