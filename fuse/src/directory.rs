@@ -108,7 +108,8 @@ impl Directory {
     }
 
     /// The server does not take its own cookie any more: lists from the start and goes on behind
-    /// the entry that had it. If that is gone, the listing ends.
+    /// the entry that had it. If that is gone, nobody knows where to go on: an error, since a listing
+    /// that merely ended would be taken for the whole.
     async fn search(&self, wanted: u64) -> Result<DirPage> {
         let (mut cookie, mut verifier) = (0, Verifier::default());
         loop {
@@ -123,11 +124,7 @@ impl Directory {
             } else {
                 match page.entries.last() {
                     Some(last) if !page.eof => cookie = last.cookie,
-                    _ => {
-                        page.entries.clear();
-                        page.eof = true;
-                        return Ok(page);
-                    }
+                    _ => return Err(Status::IO.into()),
                 }
             }
             verifier = page.verifier;
