@@ -14,7 +14,7 @@ fn git_clones_and_a_project_builds() {
         let Some(mut rig) = Rig::mounted("git_clones_and_a_project_builds", way) else { continue };
         // This very project: cloned, checked, and its first crate compiled, all in the mount.
         rig.shell(&format!(
-            "git clone -q --no-local 'file://{project}' project
+            "git -c safe.directory='*' clone -q --no-local 'file://{project}' project
              cd project
              git fsck --no-dangling --no-progress
              git status --porcelain | (! grep .)
