@@ -46,6 +46,10 @@ fn socket_path(runtime_dir: &Path, session: &str) -> PathBuf {
     runtime_dir.join(format!("proxy-{session}.sock"))
 }
 
+fn is_socket_name(name: &str) -> bool {
+    name.starts_with("proxy-") && name.ends_with(".sock")
+}
+
 /// Starts a session's daemon with `program`, the command itself, and hands over standard input and
 /// output as its first channel. Returns when that channel has ended, or the greeting's refusal has
 /// been written.

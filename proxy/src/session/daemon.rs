@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{LINE_BYTES_MAX, SessionConfig, Started, handover, socket_path};
+use super::{LINE_BYTES_MAX, SessionConfig, Started, handover, is_socket_name, socket_path};
 use crate::backend::{self, Backend};
 use crate::fdstream::FdStream;
 use crate::key::SessionKey;
@@ -98,6 +98,7 @@ fn begin(config: &SessionConfig, backend: Backend) -> std::io::Result<Begun> {
     SystemRandom::new().fill(&mut number).map_err(|error| fault(&error))?;
     let name = hex(&number);
     let key = SessionKey::random().map_err(|error| fault(&error))?;
+    clear_dead_sockets(&config.runtime_dir);
     let path = socket_path(&config.runtime_dir, &name);
     let listener = UnixListener::bind(&path)?;
     let file = Socket(path);
@@ -118,6 +119,22 @@ fn begin(config: &SessionConfig, backend: Backend) -> std::io::Result<Begun> {
     let channels = watch::Sender::new(0);
     let session = Session { server, name, key, root, extensions, channels, ended };
     Ok((Arc::new(session), listener, file))
+}
+
+/// Removes the sockets of daemons that were killed. One that was made just now may not listen yet.
+fn clear_dead_sockets(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let is_ours = entry.file_name().to_str().is_some_and(is_socket_name);
+        let age = entry.metadata().and_then(|meta| meta.modified()).map(|time| time.elapsed());
+        let is_old = age.is_ok_and(|age| age.is_ok_and(|age| age > Duration::from_secs(60)));
+        if is_ours
+            && is_old
+            && let Err(error) = UnixStream::connect(entry.path())
+            && error.kind() == std::io::ErrorKind::ConnectionRefused
+        {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -217,4 +234,31 @@ fn is_ours(stream: &tokio::net::UnixStream) -> bool {
     let peer =
         nix::sys::socket::getsockopt(&stream.as_fd(), nix::sys::socket::sockopt::PeerCredentials);
     peer.is_ok_and(|peer| peer.uid() == nix::unistd::geteuid().as_raw() || peer.uid() == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn sockets_of_killed_daemons_are_removed_and_no_others() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = |name: &str| folder.path().join(name);
+        let live = UnixListener::bind(path("proxy-11.sock")).expect("binds");
+        for name in ["proxy-22.sock", "proxy-33.sock", "other.sock"] {
+            drop(UnixListener::bind(path(name)).expect("binds"));
+        }
+        let names = ["proxy-11.sock", "proxy-22.sock", "other.sock"];
+        let mut touch = std::process::Command::new("touch");
+        touch.args(["-d", "1 hour ago"]).args(names.map(path));
+        assert!(touch.status().expect("touch").success());
+        clear_dead_sockets(folder.path());
+        assert!(path("proxy-11.sock").exists(), "answers");
+        assert!(!path("proxy-22.sock").exists(), "dead");
+        assert!(path("proxy-33.sock").exists(), "too young to tell");
+        assert!(path("other.sock").exists(), "not ours");
+        drop(live);
+    }
 }
