@@ -1,0 +1,427 @@
+//! The disk cache (paper, section 4): a [`Vfs`] over a far one that keeps blocks, names and
+//! attributes on this machine's disk, and what is written until the state server has it.
+//!
+//! | what | where | lost by |
+//! | --- | --- | --- |
+//! | clean blocks | [`crate::store`], checked on every read | nothing; fetched again if damaged |
+//! | unsent data | [`crate::journal`], and only there | nothing: sent by this process or the next |
+//! | attributes, names | [`crate::index`] | nothing that matters: asked for again |
+//!
+//! A read that hits is answered on the calling thread: no lock (one for a file with unsent data),
+//! no allocation. A miss goes to the buffer layer, which joins it with others and reads ahead, and
+//! what it brings is stored. A write is one append to the journal. Each file with unsent data has a
+//! driver, a task that hands it to the buffer layer (which gathers, sends and commits) in the order
+//! of the file's fsyncs, and drops it from the journal when the server has it on disk; only then do
+//! its blocks enter the store, so that the store never holds what a crash could unmake.
+
+mod attributes;
+mod conflict;
+mod data;
+mod fetch;
+mod names;
+mod node;
+mod open;
+mod options;
+mod read;
+mod recover;
+mod send;
+mod setattr;
+mod status;
+mod walk;
+mod write;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use dashmap::DashMap;
+use gridvfs_vfs::{
+    Access, AccessGranted, Allocation, Attr, Caller, Committed, CreateHow, Created, DirPage, Entry,
+    FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result, SeekWhence, SetAttr,
+    Stability, Status, Time, Verifier, Vfs, Wcc, Written,
+};
+use parking_lot::RwLock;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore};
+
+use crate::BufferLayer;
+use crate::index::Index;
+use crate::journal::Journal;
+use crate::store::Store;
+
+pub use conflict::{Conflict, Resolution};
+pub use data::Counters as DiskCounters;
+pub use node::ConflictKind;
+pub use open::OpenError;
+pub use options::{
+    AtEnd, CacheKind, Consistency, DiskOptions, Policy, Rule, Settings, Treatment,
+};
+pub use status::{FileStatus, Unsent};
+
+use node::Node;
+
+/// Beyond this many nodes, idle ones are let go.
+const NODES_MAX: usize = 16 * 1024;
+/// How many files are sent at once.
+const SENDING_MAX: usize = 16;
+/// How many READs for walks are under way at once.
+const WALK_READS_MAX: usize = 64;
+
+/// The disk cache; see the module's description.
+pub struct DiskCache {
+    core: Arc<Core>,
+}
+
+pub(crate) struct Core {
+    /// The layer below: it gathers, joins, and reads ahead.
+    buffer: Arc<BufferLayer>,
+    /// What is below that layer, for reads that are to leave no trace in it.
+    client: Arc<dyn Vfs>,
+    runtime: Handle,
+    store: Store,
+    journal: Journal,
+    index: Index,
+    shared: bool,
+    small_max_bytes: u64,
+    settings: RwLock<Arc<Settings>>,
+    settings_version: AtomicU64,
+    nodes: DashMap<FileHandle, Arc<Node>>,
+    dirty_bytes: AtomicU64,
+    /// Unsent data is being sent whatever its age: somebody asked, or there is much of it.
+    hurry: AtomicBool,
+    closing: AtomicBool,
+    /// Writers that wait for room wait here.
+    room: Notify,
+    sending: Arc<Semaphore>,
+    walking: Arc<Semaphore>,
+    walks: walk::Walks,
+    fetch_number: AtomicU64,
+    /// Ticks with each change of ours on the server.
+    clock: AtomicU64,
+    /// When the session began, in milliseconds since 1970.
+    began_ms: u64,
+    own: Caller,
+    verifier: Verifier,
+    counters: Arc<DiskCounters>,
+    file_size_max: u64,
+}
+
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+pub(crate) fn now() -> Time {
+    Time::from_system_time(SystemTime::now())
+}
+
+impl Core {
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.read().clone()
+    }
+
+    /// The clock now: to be read before a call whose answer is to be judged.
+    pub fn ask(&self) -> u64 {
+        self.clock.load(Ordering::SeqCst)
+    }
+
+    /// Lets the clock tick: for a change of ours.
+    pub fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// Returns the file's node, known or new.
+    pub fn node(&self, handle: &FileHandle) -> Arc<Node> {
+        if let Some(node) = self.nodes.get(handle) {
+            return node.clone();
+        }
+        let count = self.nodes.len();
+        if count >= NODES_MAX && count.is_multiple_of(1024) {
+            self.nodes.retain(|_, node| Arc::strong_count(node) > 1 || !node.state.lock().is_idle());
+        }
+        self.nodes
+            .entry(*handle)
+            .or_insert_with(|| {
+                let known = self.index.update(handle, |_| {});
+                let size = known.attr.map(|attr| attr.size);
+                Arc::new(Node::new(*handle, known.key, size, known.base))
+            })
+            .clone()
+    }
+
+    /// Returns the file's node if there is one.
+    pub fn known(&self, handle: &FileHandle) -> Option<Arc<Node>> {
+        self.nodes.get(handle).map(|node| node.clone())
+    }
+
+    /// All nodes, for work that must not hold the map.
+    pub fn all_nodes(&self) -> Vec<Arc<Node>> {
+        self.nodes.iter().map(|node| node.clone()).collect()
+    }
+
+    /// Returns what the rules say of a file.
+    pub fn treatment(&self, node: &Node) -> Treatment {
+        node.treatment(self.settings_version.load(Ordering::Acquire), || {
+            let settings = self.settings();
+            if settings.rules.is_empty() {
+                return settings.treatment(None);
+            }
+            settings.treatment(self.index.path_of(&node.handle, &self.buffer.root()).as_deref())
+        })
+    }
+
+    pub fn refuse_if_read_only(&self) -> Result<()> {
+        match self.settings.read().policy {
+            Policy::ReadOnly => Err(Status::ROFS.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Vfs for DiskCache {
+    fn root(&self) -> FileHandle {
+        self.core.buffer.root()
+    }
+
+    async fn getattr(&self, caller: &Caller, file: &FileHandle) -> Result<Attr> {
+        self.core.getattr(caller, file).await
+    }
+
+    async fn setattr(
+        &self,
+        caller: &Caller,
+        file: &FileHandle,
+        changes: &SetAttr,
+        guard: Option<Time>,
+    ) -> Result<Wcc> {
+        self.core.setattr(caller, file, changes, guard).await
+    }
+
+    async fn lookup(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Entry> {
+        self.core.lookup(caller, dir, name).await
+    }
+
+    async fn access(
+        &self,
+        caller: &Caller,
+        file: &FileHandle,
+        wanted: Access,
+    ) -> Result<AccessGranted> {
+        self.core.access(caller, file, wanted).await
+    }
+
+    async fn readlink(&self, caller: &Caller, file: &FileHandle) -> Result<Bytes> {
+        self.core.readlink(caller, file).await
+    }
+
+    async fn read(
+        &self,
+        caller: &Caller,
+        file: &FileHandle,
+        offset: u64,
+        count: u32,
+    ) -> Result<ReadData> {
+        self.core.read(caller, file, offset, count).await
+    }
+
+    fn read_now(
+        &self,
+        caller: &Caller,
+        file: &FileHandle,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Option<Result<usize>> {
+        self.core.read_now(caller, file, offset, out)
+    }
+
+    async fn write(
+        &self,
+        caller: &Caller,
+        file: &FileHandle,
+        offset: u64,
+        data: Bytes,
+        stable: Stability,
+    ) -> Result<Written> {
+        self.core.write(caller, file, offset, &data).await?;
+        if stable != Stability::Unstable {
+            self.core.commit(file).await?;
+        }
+        let committed = match stable {
+            Stability::Unstable => Stability::Unstable,
+            _ => Stability::FileSync,
+        };
+        let count = data.len() as u32;
+        Ok(Written { count, committed, verifier: self.core.verifier, wcc: Wcc::default() })
+    }
+
+    fn write_now(
+        &self,
+        caller: &Caller,
+        file: &FileHandle,
+        offset: u64,
+        data: &[u8],
+    ) -> Option<Result<()>> {
+        self.core.write_now(caller, file, offset, data)
+    }
+
+    async fn create(
+        &self,
+        caller: &Caller,
+        dir: &FileHandle,
+        name: &[u8],
+        how: &CreateHow,
+    ) -> Result<Created> {
+        self.core.create(caller, dir, name, how).await
+    }
+
+    async fn mkdir(
+        &self,
+        caller: &Caller,
+        dir: &FileHandle,
+        name: &[u8],
+        attr: &SetAttr,
+    ) -> Result<Created> {
+        self.core.refuse_if_read_only()?;
+        let made = self.core.buffer.mkdir(caller, dir, name, attr).await;
+        self.core.made(dir, name, made, true)
+    }
+
+    async fn symlink(
+        &self,
+        caller: &Caller,
+        dir: &FileHandle,
+        name: &[u8],
+        target: &[u8],
+        attr: &SetAttr,
+    ) -> Result<Created> {
+        self.core.refuse_if_read_only()?;
+        let made = self.core.buffer.symlink(caller, dir, name, target, attr).await;
+        self.core.made(dir, name, made, false)
+    }
+
+    async fn mknod(
+        &self,
+        caller: &Caller,
+        dir: &FileHandle,
+        name: &[u8],
+        kind: NodeKind,
+        attr: &SetAttr,
+    ) -> Result<Created> {
+        self.core.refuse_if_read_only()?;
+        let made = self.core.buffer.mknod(caller, dir, name, kind, attr).await;
+        self.core.made(dir, name, made, false)
+    }
+
+    async fn remove(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Wcc> {
+        self.core.remove(caller, dir, name).await
+    }
+
+    async fn rmdir(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Wcc> {
+        self.core.rmdir(caller, dir, name).await
+    }
+
+    async fn rename(
+        &self,
+        caller: &Caller,
+        from_dir: &FileHandle,
+        from_name: &[u8],
+        to_dir: &FileHandle,
+        to_name: &[u8],
+        no_replace: bool,
+    ) -> Result<(Wcc, Wcc)> {
+        self.core.rename(caller, (from_dir, from_name), (to_dir, to_name), no_replace).await
+    }
+
+    async fn link(
+        &self,
+        caller: &Caller,
+        file: &FileHandle,
+        dir: &FileHandle,
+        name: &[u8],
+    ) -> Result<Linked> {
+        self.core.link(caller, file, dir, name).await
+    }
+
+    async fn readdir(
+        &self,
+        caller: &Caller,
+        dir: &FileHandle,
+        cookie: u64,
+        verifier: Verifier,
+        size_bytes: u32,
+        plus: bool,
+    ) -> Result<DirPage> {
+        self.core.readdir(caller, dir, cookie, verifier, size_bytes, plus).await
+    }
+
+    async fn fsstat(&self, caller: &Caller, file: &FileHandle) -> Result<FsStat> {
+        self.core.buffer.fsstat(caller, file).await
+    }
+
+    async fn fsinfo(&self, caller: &Caller, file: &FileHandle) -> Result<FsInfo> {
+        self.core.buffer.fsinfo(caller, file).await
+    }
+
+    async fn pathconf(&self, caller: &Caller, file: &FileHandle) -> Result<PathConf> {
+        self.core.buffer.pathconf(caller, file).await
+    }
+
+    async fn commit(
+        &self,
+        _caller: &Caller,
+        file: &FileHandle,
+        _offset: u64,
+        _count: u32,
+    ) -> Result<Committed> {
+        self.core.commit(file).await?;
+        Ok(Committed { verifier: self.core.verifier, wcc: Wcc::default() })
+    }
+
+    async fn seek(
+        &self,
+        caller: &Caller,
+        file: &FileHandle,
+        offset: u64,
+        whence: SeekWhence,
+    ) -> Result<u64> {
+        self.core.seek(caller, file, offset, whence).await
+    }
+
+    async fn allocate(
+        &self,
+        caller: &Caller,
+        file: &FileHandle,
+        offset: u64,
+        length: u64,
+        how: Allocation,
+    ) -> Result<Wcc> {
+        self.core.allocate(caller, file, offset, length, how).await
+    }
+
+    async fn flush(&self, caller: &Caller, file: &FileHandle) -> Result<()> {
+        self.core.flush(caller, file).await
+    }
+
+    fn forget(&self, file: &FileHandle) {
+        self.core.nodes.remove_if(file, |_, node| {
+            Arc::strong_count(node) == 1 && node.state.lock().is_idle()
+        });
+        self.core.buffer.forget(file);
+    }
+
+    /// The front end has seen other attributes than before. What that means for what is stored is
+    /// judged where attributes arrive, by more than the front end knows.
+    fn invalidate(&self, file: &FileHandle) {
+        self.core.buffer.invalidate(file);
+    }
+
+    fn discard(&self, file: &FileHandle) {
+        self.core.discard(file);
+    }
+
+    async fn shutdown(&self) -> Result<()> {
+        self.core.shutdown().await
+    }
+}

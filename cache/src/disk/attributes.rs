@@ -1,0 +1,287 @@
+//! Attributes: what the server's tell of others' changes, and what is answered without asking.
+
+use gridvfs_vfs::{
+    Access, AccessGranted, Attr, Caller, FileHandle, FileKind, Result, Status, Wcc, WccAttr,
+};
+
+use super::node::{ConflictKind, Node, State};
+use super::options::{Consistency, Policy};
+use super::{Core, now_ms};
+use crate::counters::add;
+use crate::index::Known;
+use crate::journal::Record;
+use crate::store::FileKey;
+
+const WRITING: u32 = Access::MODIFY | Access::EXTEND | Access::DELETE;
+
+/// Says whether two signatures are of the same data. The ctime also changes with owners, modes and
+/// links, which say nothing of the data.
+pub(crate) fn same_data(a: &WccAttr, b: &WccAttr) -> bool {
+    a.mtime == b.mtime && a.size == b.size
+}
+
+impl Core {
+    /// Says whether what is known of a file is answered without asking the server.
+    pub fn is_trusted(&self, known: &Known) -> bool {
+        match self.settings.read().consistency {
+            Consistency::Dedicated => true,
+            Consistency::Shared => false,
+            // What an earlier session knew is asked for once.
+            Consistency::ReadOnlyShared => known.at_ms >= self.began_ms,
+        }
+    }
+
+    /// Returns attributes that are answered without asking.
+    pub fn trusted_attr(&self, handle: &FileHandle) -> Option<Attr> {
+        if !self.settings.read().consistency.trusts() {
+            return None;
+        }
+        let known = self.index.node(handle)?;
+        let mut attr = known.attr.filter(|_| self.is_trusted(&known))?;
+        self.overlay(handle, &mut attr);
+        Some(attr)
+    }
+
+    /// Puts what is unsent over the server's attributes.
+    pub fn overlay(&self, handle: &FileHandle, attr: &mut Attr) {
+        if let Some(node) = self.known(handle) {
+            node.state.lock().overlay(attr, node.size());
+        }
+    }
+
+    /// Takes attributes that came with the answer to a call that was sent when the clock stood at
+    /// `asked`: if they tell of others' changes, what is stored of the file is dropped, or, with
+    /// unsent data over it, is a conflict. Then puts what is unsent over them.
+    pub fn observe(&self, handle: &FileHandle, attr: &mut Attr, asked: u64) {
+        let server = *attr;
+        let signature = WccAttr::from(&server);
+        let regular = server.kind == FileKind::Regular;
+        let node = if regular { self.known(handle) } else { None };
+        let Some(node) = node else {
+            let mut changed = false;
+            self.index.update(handle, |known| {
+                let base = known.base.filter(|_| regular);
+                changed = base.is_some_and(|base| !same_data(&base, &signature));
+                if changed {
+                    known.key = FileKey::random();
+                }
+                known.base = regular.then_some(signature);
+                self.note_attr(known, &server);
+            });
+            if changed {
+                add(&self.counters.changed, 1);
+            }
+            return;
+        };
+        let mut state = node.state.lock();
+        if state.can_judge(asked) {
+            let foreign = state.settled
+                && state.base.is_some_and(|base| !same_data(&base, &signature));
+            state.settled = true;
+            if foreign && state.dirty.is_empty() {
+                self.renew(&node, &mut state, Some(signature));
+            } else if foreign && self.treatment(&node).is_lazy() {
+                self.find_conflict(&node, &mut state, ConflictKind::Changed);
+            } else if foreign {
+                // As NFS clients do: what is being written goes over what others have written.
+                self.renew(&node, &mut state, Some(signature));
+            }
+            if state.conflict.is_none() {
+                state.base = Some(signature);
+            }
+            if state.dirty.is_empty() {
+                node.set_size(Some(server.size));
+            }
+        } else if node.size().is_none() {
+            node.set_size(Some(server.size.max(state.dirty.end())));
+        }
+        let base = state.base;
+        self.index.update(handle, |known| {
+            known.base = base;
+            self.note_attr(known, &server);
+        });
+        state.overlay(attr, node.size());
+    }
+
+    fn note_attr(&self, known: &mut Known, attr: &Attr) {
+        known.attr = Some(*attr);
+        known.at_ms = now_ms();
+    }
+
+    /// Takes attributes that need no correction afterwards.
+    pub fn observed(&self, handle: &FileHandle, attr: &Attr, asked: u64) -> Attr {
+        let mut attr = *attr;
+        self.observe(handle, &mut attr, asked);
+        attr
+    }
+
+    /// The file's frames are of other data than the server's: they are never found again.
+    pub fn renew(&self, node: &Node, state: &mut State, base: Option<WccAttr>) {
+        let key = FileKey::random();
+        add(&self.counters.changed, 1);
+        state.overtake(0, u64::MAX);
+        state.base = base;
+        self.index.update(&node.handle, |known| {
+            known.key = key;
+            known.base = base;
+        });
+        node.set_key(key);
+    }
+
+    /// Takes what a change of ours left of a file's data (SETATTR of the size).
+    pub fn own_change(&self, node: &Node, state: &mut State, wcc: &Wcc) {
+        state.changed_at = self.tick();
+        match wcc.after {
+            Some(after) => {
+                state.base = Some(WccAttr::from(&after));
+                state.settled = true;
+                let base = state.base;
+                self.index.update(&node.handle, |known| {
+                    known.base = base;
+                    self.note_attr(known, &after);
+                });
+            }
+            None => {
+                state.settled = false;
+                self.index.update(&node.handle, |known| known.attr = None);
+            }
+        }
+    }
+
+    pub async fn getattr(&self, caller: &Caller, file: &FileHandle) -> Result<Attr> {
+        if let Some(attr) = self.trusted_attr(file) {
+            add(&self.counters.attribute_hits, 1);
+            return Ok(attr);
+        }
+        if let Some(node) = self.known(file).filter(|node| node.is_local())
+            && !self.treatment(&node).is_lazy()
+        {
+            // Only the server knows the times that its WRITEs leave. An error of theirs is not
+            // this caller's.
+            let _ = self.send(&node, false).await;
+        }
+        let asked = self.ask();
+        let mut attr = self.buffer.getattr(caller, file).await?;
+        self.observe(file, &mut attr, asked);
+        Ok(attr)
+    }
+
+    /// ACCESS, as every open asks for it.
+    pub async fn access(
+        &self,
+        caller: &Caller,
+        file: &FileHandle,
+        wanted: Access,
+    ) -> Result<AccessGranted> {
+        if wanted.0 & WRITING != 0 {
+            let node = self.known(file);
+            let policy = node.map_or_else(
+                || self.settings().policy,
+                |node| self.treatment(&node).policy,
+            );
+            if policy == Policy::ReadOnly {
+                return Err(Status::ROFS.into());
+            }
+        }
+        let attr = self.trusted_attr(file).or_else(|| self.walked_attr(file));
+        if let Some(attr) = attr {
+            let granted = match self.index.granted(file, caller, wanted.0) {
+                Some(granted) => Some(granted),
+                None => rights(&attr, caller, wanted.0),
+            };
+            if let Some(granted) = granted {
+                add(&self.counters.attribute_hits, 1);
+                self.walk_opened(file, &attr);
+                return Ok(AccessGranted { granted: Access(granted), attr: Some(attr) });
+            }
+        }
+        let asked = self.ask();
+        let mut answer = self.buffer.access(caller, file, wanted).await?;
+        if let Some(attr) = &mut answer.attr {
+            self.observe(file, attr, asked);
+            self.walk_opened(file, attr);
+        }
+        self.index.set_granted(file, caller, wanted.0, answer.granted.0);
+        Ok(answer)
+    }
+
+    pub async fn readlink(&self, caller: &Caller, file: &FileHandle) -> Result<bytes::Bytes> {
+        if self.trusted_attr(file).is_some()
+            && let Some(target) = self.index.target(file)
+        {
+            return Ok(target);
+        }
+        let target = self.buffer.readlink(caller, file).await?;
+        // A symbolic link's target never changes; its handle goes with it.
+        self.index.set_target(file, target.clone());
+        Ok(target)
+    }
+}
+
+/// Says from the mode bits alone that all of `wanted` is granted, where that is beyond doubt: to the
+/// owner, or for reading. What they refuse, the server is asked: it may know more than they say.
+fn rights(attr: &Attr, caller: &Caller, wanted: u32) -> Option<u32> {
+    let directory = attr.kind == FileKind::Directory;
+    let owner = caller.uid == attr.uid;
+    let mode = if owner && caller.uid == 0 {
+        6 | u32::from(directory || attr.mode & 0o111 != 0)
+    } else if owner {
+        attr.mode >> 6
+    } else if caller.uid == 0 {
+        // Servers differ in what they let a foreign root do.
+        return None;
+    } else if caller.gid == attr.gid || caller.groups.contains(&attr.gid) {
+        attr.mode >> 3
+    } else {
+        attr.mode
+    };
+    let mut granted = 0;
+    if mode & 4 != 0 {
+        granted |= Access::READ;
+    }
+    if mode & 2 != 0 && owner {
+        granted |= Access::MODIFY | Access::EXTEND | if directory { Access::DELETE } else { 0 };
+    }
+    if mode & 1 != 0 {
+        granted |= if directory { Access::LOOKUP } else { Access::EXECUTE };
+    }
+    (granted & wanted == wanted).then_some(wanted)
+}
+
+/// What the journal keeps of a file's data version.
+pub(crate) fn base_record(handle: &FileHandle, base: &WccAttr) -> Record {
+    Record::Base { handle: *handle, size: base.size, mtime: base.mtime, ctime: base.ctime }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gridvfs_vfs::{DeviceNumber, Time};
+
+    #[test]
+    fn mode_bits_grant_what_is_beyond_doubt() {
+        let attr = Attr {
+            kind: FileKind::Regular,
+            mode: 0o640,
+            links: 1,
+            uid: 1000,
+            gid: 100,
+            size: 0,
+            used: 0,
+            device: DeviceNumber::default(),
+            fsid: 1,
+            fileid: 1,
+            atime: Time::default(),
+            mtime: Time::default(),
+            ctime: Time::default(),
+        };
+        let caller = |uid, gid| Caller { uid, gid, groups: vec![] };
+        let writing = Access::MODIFY | Access::EXTEND;
+        assert_eq!(rights(&attr, &caller(1000, 1), writing), Some(writing));
+        assert_eq!(rights(&attr, &caller(7, 100), Access::READ), Some(Access::READ));
+        assert_eq!(rights(&attr, &caller(7, 100), writing), None, "the server is asked");
+        assert_eq!(rights(&attr, &caller(7, 7), Access::READ), None);
+        assert_eq!(rights(&attr, &caller(0, 0), Access::READ), None, "root squashing");
+        assert_eq!(rights(&attr, &caller(1000, 1), Access::EXECUTE), None);
+    }
+}

@@ -1,0 +1,365 @@
+//! Names: looked up, listed and changed. They are noted in every session, so that an unsent file's
+//! handle is known when its name is removed, and believed in those that trust what they know.
+
+use gridvfs_vfs::{
+    Caller, CreateHow, Created, DirEntry, DirPage, Entry, Error, FileHandle, FileKind, Linked,
+    Result, SetAttr, Status, Verifier, Wcc, WccAttr,
+};
+
+use super::Core;
+use crate::counters::add;
+use crate::index::Name;
+use crate::journal::Record;
+
+/// About how many bytes an entry with attributes takes in the answer to READDIRPLUS.
+const ENTRY_BYTES: u32 = 170;
+
+impl Core {
+    pub async fn lookup(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Entry> {
+        if self.settings.read().consistency.trusts() {
+            match self.index.lookup(dir, name) {
+                Name::Here(handle) => {
+                    if let Some(attr) = self.trusted_attr(&handle) {
+                        add(&self.counters.name_hits, 1);
+                        return Ok(Entry { handle, attr: Some(attr), dir_attr: None });
+                    }
+                }
+                Name::Absent => {
+                    add(&self.counters.name_hits, 1);
+                    return Err(Status::NOENT.into());
+                }
+                Name::Unknown => {}
+            }
+        }
+        let asked = self.ask();
+        match self.buffer.lookup(caller, dir, name).await {
+            Ok(mut entry) => {
+                if let Some(attr) = &mut entry.attr {
+                    self.observe(&entry.handle, attr, asked);
+                }
+                self.index.set_name(dir, name, Some(entry.handle));
+                Ok(entry)
+            }
+            Err(error) => {
+                match error.status() {
+                    Status::NOENT => self.index.set_name(dir, name, None),
+                    Status::STALE => self.index.forget_dir(dir),
+                    _ => {}
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Notes what a change of names left of its directory.
+    fn after(&self, dir: &FileHandle, wcc: &Wcc) {
+        self.index.update(dir, |known| {
+            known.attr = wcc.after;
+            known.at_ms = super::now_ms();
+        });
+    }
+
+    /// Notes a name that was made.
+    pub fn made(
+        &self,
+        dir: &FileHandle,
+        name: &[u8],
+        made: Result<Created>,
+        directory: bool,
+    ) -> Result<Created> {
+        let made = match made {
+            Ok(made) => made,
+            Err(error) => {
+                self.index.forget_name(dir, name);
+                return Err(error);
+            }
+        };
+        match &made.handle {
+            Some(handle) => {
+                if directory {
+                    self.index.set_empty(handle);
+                }
+                self.index.update(handle, |known| {
+                    known.attr = made.attr;
+                    known.at_ms = super::now_ms();
+                });
+                self.index.set_name(dir, name, Some(*handle));
+            }
+            None => self.index.forget_name(dir, name),
+        }
+        self.index.dir_changed(dir);
+        self.after(dir, &made.dir_wcc);
+        Ok(made)
+    }
+
+    pub async fn create(
+        &self,
+        caller: &Caller,
+        dir: &FileHandle,
+        name: &[u8],
+        how: &CreateHow,
+    ) -> Result<Created> {
+        self.refuse_if_read_only()?;
+        let cuts = matches!(how, CreateHow::Unchecked(SetAttr { size: Some(_), .. }));
+        // The name may be of a file with unsent data, which is cut: nothing of it may be under way.
+        let before = match self.index.lookup(dir, name) {
+            Name::Here(handle) if cuts => self.known(&handle).filter(|node| node.is_local()),
+            _ => None,
+        };
+        let _turn = match &before {
+            Some(node) => Some(self.hold(node).await?),
+            None => None,
+        };
+        let asked = self.ask();
+        let created = self.buffer.create(caller, dir, name, how).await;
+        let mut created = self.made(dir, name, created, false)?;
+        let (Some(handle), Some(attr)) = (created.handle, &mut created.attr) else {
+            return Ok(created);
+        };
+        if cuts && let Some(node) = self.known(&handle) {
+            let mut state = node.state.lock();
+            state.changed_at = self.tick();
+            self.cut(&node, &mut state, attr.size)?;
+            state.base = Some(WccAttr::from(&*attr));
+            state.settled = true;
+            node.set_size(Some(attr.size));
+            let base = state.base;
+            self.index.update(&handle, |known| known.base = base);
+        } else {
+            self.observe(&handle, attr, asked);
+        }
+        Ok(created)
+    }
+
+    pub async fn remove(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Wcc> {
+        self.refuse_if_read_only()?;
+        let child = match self.index.lookup(dir, name) {
+            Name::Here(handle) => Some(handle),
+            _ => None,
+        };
+        self.intend_removal(child.as_ref())?;
+        match self.buffer.remove(caller, dir, name).await {
+            Ok(wcc) => {
+                self.index.set_name(dir, name, None);
+                self.index.dir_changed(dir);
+                self.after(dir, &wcc);
+                self.name_gone(caller, child.as_ref()).await;
+                Ok(wcc)
+            }
+            Err(error) => {
+                self.index.forget_name(dir, name);
+                Err(error)
+            }
+        }
+    }
+
+    /// A file's removal is noted before it is asked for: should this process be killed in between,
+    /// the next one knows why the file is gone.
+    fn intend_removal(&self, child: Option<&FileHandle>) -> Result<()> {
+        let Some(node) = child.and_then(|handle| self.known(handle)) else { return Ok(()) };
+        if node.is_local() {
+            self.log(&Record::RemoveIntent { handle: node.handle })?;
+        }
+        Ok(())
+    }
+
+    /// A name of a file is gone. If it was the last, unsent data is dropped.
+    async fn name_gone(&self, caller: &Caller, child: Option<&FileHandle>) {
+        let Some(handle) = child else { return };
+        let links = self.index.node(handle).and_then(|known| known.attr).map(|attr| attr.links);
+        if links == Some(1) {
+            self.discard(handle);
+            self.index.forget_node(handle);
+            return;
+        }
+        self.index.update(handle, |known| known.attr = None);
+        if self.known(handle).is_some_and(|node| node.is_local())
+            && let Err(Error::Status(Status::STALE | Status::BADHANDLE | Status::NOENT)) =
+                self.buffer.getattr(caller, handle).await
+        {
+            self.discard(handle);
+        }
+    }
+
+    pub async fn rmdir(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Wcc> {
+        self.refuse_if_read_only()?;
+        let child = match self.index.lookup(dir, name) {
+            Name::Here(handle) => Some(handle),
+            _ => None,
+        };
+        match self.buffer.rmdir(caller, dir, name).await {
+            Ok(wcc) => {
+                self.index.set_name(dir, name, None);
+                self.index.dir_changed(dir);
+                self.after(dir, &wcc);
+                if let Some(handle) = child {
+                    self.index.forget_dir(&handle);
+                    self.index.forget_node(&handle);
+                }
+                Ok(wcc)
+            }
+            Err(error) => {
+                self.index.forget_name(dir, name);
+                Err(error)
+            }
+        }
+    }
+
+    pub async fn rename(
+        &self,
+        caller: &Caller,
+        from: (&FileHandle, &[u8]),
+        to: (&FileHandle, &[u8]),
+        no_replace: bool,
+    ) -> Result<(Wcc, Wcc)> {
+        self.refuse_if_read_only()?;
+        let find = |(dir, name): (&FileHandle, &[u8])| match self.index.lookup(dir, name) {
+            Name::Here(handle) => Some(handle),
+            _ => None,
+        };
+        let moved = find(from);
+        let replaced = find(to).filter(|handle| Some(*handle) != moved);
+        self.intend_removal(replaced.as_ref())?;
+        let renamed =
+            self.buffer.rename(caller, from.0, from.1, to.0, to.1, no_replace).await;
+        let (from_wcc, to_wcc) = match renamed {
+            Ok(wccs) => wccs,
+            Err(error) => {
+                self.index.forget_name(from.0, from.1);
+                self.index.forget_name(to.0, to.1);
+                return Err(error);
+            }
+        };
+        match moved {
+            // Two names of one file: nothing was done.
+            Some(_) if moved == find(to) && from != to => {
+                self.index.forget_name(from.0, from.1);
+                self.index.forget_name(to.0, to.1);
+            }
+            Some(handle) => {
+                if from != to {
+                    self.index.set_name(from.0, from.1, None);
+                }
+                self.index.set_name(to.0, to.1, Some(handle));
+                // The server's clock is in its ctime now.
+                self.index.update(&handle, |known| known.attr = None);
+            }
+            None => {
+                self.index.set_name(from.0, from.1, None);
+                self.index.forget_name(to.0, to.1);
+            }
+        }
+        for (dir, wcc) in [(from.0, &from_wcc), (to.0, &to_wcc)] {
+            self.index.dir_changed(dir);
+            self.after(dir, wcc);
+        }
+        if !self.settings.read().rules.is_empty() {
+            self.nodes.iter().for_each(|node| node.moved());
+        }
+        if replaced.is_some() {
+            self.name_gone(caller, replaced.as_ref()).await;
+        }
+        Ok((from_wcc, to_wcc))
+    }
+
+    pub async fn link(
+        &self,
+        caller: &Caller,
+        file: &FileHandle,
+        dir: &FileHandle,
+        name: &[u8],
+    ) -> Result<Linked> {
+        self.refuse_if_read_only()?;
+        let asked = self.ask();
+        let mut linked = self.buffer.link(caller, file, dir, name).await.inspect_err(|_| {
+            self.index.forget_name(dir, name);
+        })?;
+        match &mut linked.attr {
+            Some(attr) => self.observe(file, attr, asked),
+            None => {
+                self.index.update(file, |known| known.attr = None);
+            }
+        }
+        self.index.set_name(dir, name, Some(*file));
+        self.index.dir_changed(dir);
+        self.after(dir, &linked.dir_wcc);
+        Ok(linked)
+    }
+
+    pub async fn readdir(
+        &self,
+        caller: &Caller,
+        dir: &FileHandle,
+        cookie: u64,
+        verifier: Verifier,
+        size_bytes: u32,
+        plus: bool,
+    ) -> Result<DirPage> {
+        if self.settings.read().consistency.trusts()
+            && let Some(page) = self.listed(dir, cookie, size_bytes, plus)
+        {
+            add(&self.counters.listing_hits, 1);
+            self.walk_listed(dir, &page.entries);
+            return Ok(page);
+        }
+        let asked = self.ask();
+        let token = self.index.listing_token(dir);
+        let mut page =
+            self.buffer.readdir(caller, dir, cookie, verifier, size_bytes, plus).await?;
+        for entry in &mut page.entries {
+            let dots = &entry.name[..] == b"." || &entry.name[..] == b"..";
+            if let (Some(handle), Some(attr), false) = (&entry.handle, &mut entry.attr, dots) {
+                self.observe(handle, attr, asked);
+            }
+        }
+        self.index.set_listing_part(dir, cookie, &page, token);
+        self.walk_listed(dir, &page.entries);
+        Ok(page)
+    }
+
+    /// Answers a part of a listing from the index.
+    fn listed(
+        &self,
+        dir: &FileHandle,
+        cookie: u64,
+        size_bytes: u32,
+        plus: bool,
+    ) -> Option<DirPage> {
+        self.trusted_attr(dir)?;
+        let count = (size_bytes / ENTRY_BYTES).max(1) as usize;
+        let listed = self.index.listing(dir, cookie, count)?;
+        let mut missing = 0;
+        let mut entries = Vec::with_capacity(listed.entries.len());
+        for entry in listed.entries {
+            let attr = entry.handle.filter(|_| plus).and_then(|handle| self.trusted_attr(&handle));
+            let dots = &entry.name[..] == b"." || &entry.name[..] == b"..";
+            missing += usize::from(attr.is_none() && !dots);
+            entries.push(DirEntry {
+                fileid: entry.fileid,
+                name: entry.name,
+                cookie: entry.cookie,
+                attr,
+                handle: entry.handle.filter(|_| plus),
+            });
+        }
+        // One round trip brings the attributes of all; without them each costs one.
+        if plus && missing > 1 {
+            return None;
+        }
+        Some(DirPage { entries, eof: listed.eof, verifier: listed.verifier, dir_attr: None })
+    }
+
+    /// The path of a file in the mount, for people.
+    pub fn path_text(&self, handle: &FileHandle) -> String {
+        match self.index.path_of(handle, &self.buffer.root()) {
+            Some(path) => String::from_utf8_lossy(&path).into_owned(),
+            None => format!("{handle:?}"),
+        }
+    }
+
+    /// Says whether a handle is of a regular file, as far as is known.
+    pub fn is_regular(&self, handle: &FileHandle) -> bool {
+        let known = self.index.node(handle).and_then(|known| known.attr);
+        known.is_none_or(|attr| attr.kind == FileKind::Regular)
+    }
+}

@@ -1,0 +1,285 @@
+//! What the cache holds in memory of one file that is open or has unsent data.
+//!
+//! One lock a file, held for arithmetic and for an append to the journal (a copy into the page
+//! cache), never across a call or an await. `key`, `size` and `local` are also told without it, for
+//! the hit path.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use gridvfs_vfs::{Attr, Caller, Error, FileHandle, Time, WccAttr};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::options::{CacheKind, Policy, Treatment};
+use crate::dirty::Dirty;
+use crate::store::FileKey;
+
+/// Stands for a size that is not known.
+const SIZE_UNKNOWN: u64 = u64::MAX;
+
+/// A file in use.
+pub(crate) struct Node {
+    pub handle: FileHandle,
+    /// Under which the store has the file's frames.
+    key: AtomicU64,
+    /// The size as programs see it.
+    size: AtomicU64,
+    /// Whether any data is unsent.
+    local: AtomicBool,
+    /// What the rules say of the file, and of which version of the settings.
+    treatment: Mutex<Option<(u64, Treatment)>>,
+    pub state: Mutex<State>,
+    /// For the driver: there may be something to do.
+    pub wake: Notify,
+    /// For those who wait: something was done.
+    pub progress: Notify,
+    /// Whoever hands data to the buffer layer, or changes the size, has it.
+    pub turn: tokio::sync::Mutex<()>,
+    /// Whether the rest of the file is being fetched in the background.
+    pub fetching_whole: AtomicBool,
+}
+
+/// A READ under way whose answer is to be stored.
+#[derive(Debug)]
+pub(crate) struct Fetch {
+    pub number: u64,
+    pub start: u64,
+    pub end: u64,
+    /// Something in the range has changed since: the answer may be older.
+    pub overtaken: bool,
+}
+
+/// Why write-back of a file has stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConflictKind {
+    /// The file was changed on the server under unsent data.
+    Changed,
+    /// The file is gone from the server.
+    Removed,
+}
+
+impl ConflictKind {
+    /// As it is kept in the journal.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Changed => 1,
+            Self::Removed => 2,
+        }
+    }
+
+    /// From the journal.
+    pub fn from_code(code: u8) -> Self {
+        if code == 2 { Self::Removed } else { Self::Changed }
+    }
+}
+
+/// Times that are to be set once the data is on the server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Times {
+    pub atime: Option<Time>,
+    pub mtime: Option<Time>,
+}
+
+/// See [`Node`]. Sequence numbers are the journal's.
+pub(crate) struct State {
+    pub dirty: Dirty,
+    /// The server's data version that the frames and the unsent data are of.
+    pub base: Option<WccAttr>,
+    /// Whether `base` is known to be what our own last change left.
+    pub settled: bool,
+    /// The cache's clock at our last own change on the server: an answer to a call that was sent
+    /// before it proves nothing.
+    pub changed_at: u64,
+    /// When the file was last written, by this machine's clock.
+    pub mtime: Time,
+    pub times: Times,
+    /// Whom the data is sent for.
+    pub writer: Option<Arc<Caller>>,
+    pub fetches: Vec<Fetch>,
+    /// Whether the driver runs.
+    pub driven: bool,
+    /// The newest write.
+    pub newest: u64,
+    /// Up to where the buffer layer has the data, the server has it, and has it on disk.
+    pub handed: u64,
+    pub answered: u64,
+    pub committed: u64,
+    /// Up to where somebody waits for the server to have it, and to have it on disk.
+    pub flush_wanted: u64,
+    pub commit_wanted: u64,
+    pub committing: bool,
+    pub flushing: bool,
+    /// What was written since data was last handed on: since when, and about how much.
+    pub waiting_since: Option<Instant>,
+    pub waiting_bytes: u64,
+    pub handed_bytes: u64,
+    pub last_write: Instant,
+    pub last_handed: Instant,
+    /// A write error of the server that no program has been told of yet (write-through).
+    pub error: Option<Error>,
+    /// Why the data is still here, and when it is tried again.
+    pub failing: Option<Error>,
+    pub failures: u32,
+    pub retry_at: Option<Instant>,
+    /// How often the server did not answer.
+    pub silences: u64,
+    pub conflict: Option<ConflictKind>,
+    /// Whether the base has been compared with the server since data was last handed on.
+    pub checked: bool,
+    /// Data of an earlier process that may be on its way, or be there already.
+    pub in_doubt: bool,
+}
+
+impl Node {
+    pub fn new(handle: FileHandle, key: FileKey, size: Option<u64>, base: Option<WccAttr>) -> Self {
+        let now = Instant::now();
+        Self {
+            handle,
+            key: AtomicU64::new(key.0),
+            size: AtomicU64::new(size.unwrap_or(SIZE_UNKNOWN)),
+            local: AtomicBool::new(false),
+            treatment: Mutex::new(None),
+            state: Mutex::new(State {
+                dirty: Dirty::default(),
+                base,
+                settled: true,
+                changed_at: 0,
+                mtime: Time::default(),
+                times: Times::default(),
+                writer: None,
+                fetches: Vec::new(),
+                driven: false,
+                newest: 0,
+                handed: 0,
+                answered: 0,
+                committed: 0,
+                flush_wanted: 0,
+                commit_wanted: 0,
+                committing: false,
+                flushing: false,
+                waiting_since: None,
+                waiting_bytes: 0,
+                handed_bytes: 0,
+                last_write: now,
+                last_handed: now,
+                error: None,
+                failing: None,
+                failures: 0,
+                retry_at: None,
+                silences: 0,
+                conflict: None,
+                checked: false,
+                in_doubt: false,
+            }),
+            wake: Notify::new(),
+            progress: Notify::new(),
+            turn: tokio::sync::Mutex::new(()),
+            fetching_whole: AtomicBool::new(false),
+        }
+    }
+
+    pub fn key(&self) -> FileKey {
+        FileKey(self.key.load(Ordering::Acquire))
+    }
+
+    pub fn set_key(&self, key: FileKey) {
+        self.key.store(key.0, Ordering::Release);
+    }
+
+    /// The size as programs see it, if it is known.
+    pub fn size(&self) -> Option<u64> {
+        let size = self.size.load(Ordering::Acquire);
+        (size != SIZE_UNKNOWN).then_some(size)
+    }
+
+    pub fn set_size(&self, size: Option<u64>) {
+        self.size.store(size.unwrap_or(SIZE_UNKNOWN), Ordering::Release);
+    }
+
+    /// Says whether there is unsent data.
+    pub fn is_local(&self) -> bool {
+        self.local.load(Ordering::Acquire)
+    }
+
+    /// To be called with the state's lock held, after every change of what is dirty.
+    pub fn note_dirty(&self, state: &State) {
+        self.local.store(!state.dirty.is_empty(), Ordering::Release);
+    }
+
+    /// Returns what the rules say, as found for this version of the settings or by `find`.
+    pub fn treatment(&self, version: u64, find: impl FnOnce() -> Treatment) -> Treatment {
+        if let Some((of, treatment)) = *self.treatment.lock()
+            && of == version
+        {
+            return treatment;
+        }
+        let treatment = find();
+        *self.treatment.lock() = Some((version, treatment));
+        treatment
+    }
+
+    /// The file's path has changed: rules are looked up anew.
+    pub fn moved(&self) {
+        *self.treatment.lock() = None;
+    }
+}
+
+impl State {
+    /// Marks the READs under way whose answers may lack a change of `start..end`.
+    pub fn overtake(&mut self, start: u64, end: u64) {
+        for fetch in &mut self.fetches {
+            if fetch.start < end && start < fetch.end {
+                fetch.overtaken = true;
+            }
+        }
+    }
+
+    /// Says whether the server's attributes, asked for when the cache's clock stood at `asked`, tell
+    /// of others' changes only.
+    pub fn can_judge(&self, asked: u64) -> bool {
+        self.changed_at <= asked
+            && self.handed <= self.committed
+            && !self.committing
+            && (self.times == Times::default() || !self.dirty.is_empty())
+    }
+
+    /// Puts what the server does not know yet over its attributes.
+    pub fn overlay(&self, attr: &mut Attr, size: Option<u64>) {
+        if self.dirty.is_empty() && self.settled && self.times == Times::default() {
+            return;
+        }
+        if let Some(size) = size {
+            attr.size = size;
+        }
+        attr.used = attr.used.max(self.dirty.bytes());
+        attr.mtime = self.times.mtime.unwrap_or(self.mtime);
+        attr.ctime = self.mtime;
+        if let Some(atime) = self.times.atime {
+            attr.atime = atime;
+        }
+    }
+
+    /// Nothing is held, and nothing is waited for.
+    pub fn is_idle(&self) -> bool {
+        self.dirty.is_empty()
+            && !self.driven
+            && self.error.is_none()
+            && self.fetches.is_empty()
+            && self.settled
+            && self.times == Times::default()
+    }
+}
+
+impl Treatment {
+    /// Says whether the store is used.
+    pub fn keeps(&self) -> bool {
+        self.kind != CacheKind::None
+    }
+
+    /// Says whether data is sent at leisure.
+    pub fn is_lazy(&self) -> bool {
+        self.policy == Policy::WriteBack
+    }
+}

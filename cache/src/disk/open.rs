@@ -1,0 +1,198 @@
+//! Opening a cache: what it belongs to, what may be believed of it, and what is still to be sent.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use dashmap::DashMap;
+use gridvfs_vfs::{Caller, FileHandle, Vfs};
+use parking_lot::RwLock;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore};
+
+use super::options::{AtEnd, Consistency, DiskOptions};
+use super::{Core, DiskCache, SENDING_MAX, WALK_READS_MAX, now_ms, recover};
+use crate::BufferLayer;
+use crate::index::{Index, IndexError, IndexOptions};
+use crate::journal::{Journal, JournalError, JournalOptions, Rebuild, Replayed};
+use crate::store::{Store, StoreError};
+
+/// Why a cache cannot be opened. Nothing in it has been changed.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The block store's reason.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The journal's reason.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The index's reason.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The server's reason: it was asked for its limits.
+    #[error(transparent)]
+    Server(#[from] gridvfs_vfs::Error),
+    /// A file of the cache's own cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The disk's error.
+        source: std::io::Error,
+    },
+    /// The cache has unsent data for another export than the one that the source leads to now.
+    #[error(
+        "{} has unsent data of another export than the source leads to now; \
+         mount what it was made for, or remove the directory to drop the data", path.display()
+    )]
+    OtherExport {
+        /// The cache's directory.
+        path: PathBuf,
+    },
+}
+
+fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> OpenError {
+    let path = path.to_path_buf();
+    move |source| OpenError::Io { path, source }
+}
+
+/// What the cache was made for, and when its machine was started: one line each.
+#[derive(PartialEq, Eq)]
+struct Origin {
+    root: String,
+    boot: String,
+}
+
+impl Origin {
+    fn now(root: &FileHandle) -> Self {
+        // A machine that does not tell is taken to have been started anew each time.
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        let boot = boot.unwrap_or_else(|_| format!("unknown-{}", now_ms()));
+        Self { root: format!("{root:?}"), boot: boot.trim().into() }
+    }
+
+    fn read(path: &Path) -> Result<Option<Self>, OpenError> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => {
+                let mut lines = text.lines();
+                let mut line = || lines.next().unwrap_or_default().to_string();
+                Ok(Some(Self { root: line(), boot: line() }))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io_error(path)(error)),
+        }
+    }
+
+    fn write(&self, path: &Path) -> Result<(), OpenError> {
+        let draft = path.with_extension("draft");
+        std::fs::write(&draft, format!("{}\n{}\n", self.root, self.boot))
+            .and_then(|()| std::fs::File::open(&draft)?.sync_all())
+            .and_then(|()| std::fs::rename(&draft, path))
+            .map_err(io_error(path))
+    }
+}
+
+impl DiskCache {
+    /// Opens the cache in `options.dir` over `buffer`, which stands over `client`. Unsent data of
+    /// an earlier process is sent at once, unless the session is to preserve it.
+    ///
+    /// Blocks the calling thread while the disk works.
+    pub async fn open(
+        buffer: Arc<BufferLayer>,
+        client: Arc<dyn Vfs>,
+        runtime: Handle,
+        options: DiskOptions,
+    ) -> Result<Self, OpenError> {
+        let DiskOptions { dir, geometry, shared, small_max_bytes, settings } = options;
+        let own = Caller {
+            uid: nix::unistd::geteuid().as_raw(),
+            gid: nix::unistd::getegid().as_raw(),
+            groups: nix::unistd::getgroups()
+                .map(|groups| groups.iter().map(|group| group.as_raw()).collect())
+                .unwrap_or_default(),
+        };
+        let root = buffer.root();
+        let info = buffer.fsinfo(&own, &root).await?;
+        let origin_path = dir.join("origin");
+        let origin = Origin::now(&root);
+        let before = Origin::read(&origin_path)?;
+
+        let mut rebuild = Rebuild::new();
+        let mut damage = Vec::new();
+        let mut take = |replayed| match replayed {
+            Replayed::Record { seq, record, place } => rebuild.push(seq, &record, place),
+            Replayed::Damaged(found) => damage.push(found),
+        };
+        // Sessions that share a cache only read, and have nothing to send.
+        let journal_dir = match shared {
+            true => dir.join(format!("journal-{}", std::process::id())),
+            false => dir.join("journal"),
+        };
+        let journal = Journal::open(&journal_dir, JournalOptions::default(), &mut take)?;
+        let files = rebuild.finish(&journal);
+        let store = Store::open(&dir.join("store"), &geometry, shared)?;
+        let index = Index::open(&dir.join("index.sqlite"), IndexOptions::default())?;
+
+        let moved = before.as_ref().is_some_and(|before| before.root != origin.root);
+        if moved && !files.is_empty() {
+            return Err(OpenError::OtherExport { path: dir });
+        }
+        if moved {
+            log::info!("the source leads to another export than before: the cache starts empty");
+            store.clear();
+            index.forget_everything();
+        }
+        let restarted = before.as_ref().is_some_and(|before| before.boot != origin.boot);
+        if restarted && !index.closed_cleanly() {
+            // Blocks that were written before the machine went down may be older than the server's.
+            index.distrust_written();
+        }
+        if before != Some(Origin::now(&root)) {
+            origin.write(&origin_path)?;
+        }
+        if settings.consistency != Consistency::Dedicated {
+            index.forget_all();
+        }
+        for damage in &damage {
+            recover::report(&index, &root, damage);
+        }
+        let preserve = settings.at_end == AtEnd::Preserve;
+        let core = Arc::new_cyclic(|this| Core {
+            this: this.clone(),
+            root,
+            verifier: now_ms().to_be_bytes(),
+            file_size_max: if info.file_size_max == 0 { u64::MAX } else { info.file_size_max },
+            buffer,
+            client,
+            runtime,
+            store,
+            journal,
+            index,
+            journal_dir,
+            shared,
+            small_max_bytes,
+            settings: RwLock::new(Arc::new(settings)),
+            settings_version: AtomicU64::new(1),
+            nodes: DashMap::new(),
+            dirty_bytes: AtomicU64::new(0),
+            hurry: false.into(),
+            closing: false.into(),
+            held: preserve.into(),
+            dead_bytes: AtomicU64::new(0),
+            reclaim: Notify::new(),
+            room: Notify::new(),
+            sending: Arc::new(Semaphore::new(SENDING_MAX)),
+            walking: Arc::new(Semaphore::new(WALK_READS_MAX)),
+            walks: Default::default(),
+            pins: Default::default(),
+            fetch_number: AtomicU64::new(0),
+            clock: AtomicU64::new(0),
+            began_ms: now_ms(),
+            own,
+            counters: Arc::default(),
+        });
+        core.recover(files, restarted);
+        core.runtime.spawn(recover::keep_house(core.this.clone()));
+        Ok(Self { core })
+    }
+}

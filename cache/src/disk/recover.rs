@@ -1,0 +1,208 @@
+//! Unsent data of an earlier process, and what is done now and then: old segments of the journal
+//! go, and what the store holds is made durable.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use gridvfs_vfs::{Caller, FileHandle, WccAttr};
+
+use super::Core;
+use super::node::{ConflictKind, Node, Times};
+use crate::counters::add;
+use crate::index::Index;
+use crate::journal::{Damage, RecoveredFile, WriteHeader};
+use crate::store::FileKey;
+
+/// How often the house is kept, if nothing calls for it sooner.
+const PAUSE: Duration = Duration::from_secs(5);
+/// After how many pauses the store is made durable.
+const STORE_SYNC_PAUSES: u32 = 12;
+/// This much more than its live data the journal may hold before live data is moved out of the
+/// oldest segment, in bytes.
+const SLACK_BYTES: u64 = 256 << 20;
+/// How much is moved at once, in bytes.
+const MOVE_BYTES: u64 = 8 << 20;
+
+/// Says what the journal has lost.
+pub(crate) fn report(index: &Index, root: &FileHandle, damage: &Damage) {
+    if let Some((handle, offset, length)) = damage.file
+        && length > 0
+    {
+        let path = index.path_of(&handle, root).map_or_else(
+            || format!("{handle:?}"),
+            |path| String::from_utf8_lossy(&path).into_owned(),
+        );
+        let end = offset + u64::from(length);
+        if damage.synced {
+            log::error!("unsent data of {path} at {offset}..{end} is damaged and is not sent");
+        } else {
+            log::warn!("unsent data of {path} at {offset}..{end} did not reach the disk in time");
+        }
+    } else if damage.synced {
+        let (segment, at, bytes) = (damage.segment, damage.at, damage.bytes);
+        log::error!("the journal is damaged: {bytes} bytes at {at} of segment {segment}");
+    }
+}
+
+impl Core {
+    /// Takes over what an earlier process has not sent.
+    pub fn recover(self: &Arc<Self>, files: HashMap<FileHandle, RecoveredFile>, restarted: bool) {
+        for (handle, file) in files {
+            let size = file.size();
+            let RecoveredFile { dirty, state: said, caller, written } = file;
+            let base = said.base.map(|base| WccAttr {
+                size: base.size,
+                mtime: base.mtime,
+                ctime: base.ctime,
+            });
+            let key = said.base.map(|base| FileKey(base.key));
+            let known = self.index.update(&handle, |known| {
+                // The frames are of this version if they are found under the key that had it; after
+                // a power loss not all of them need be.
+                if restarted || key != Some(known.key) {
+                    known.renew_key(base);
+                }
+                known.base = base;
+                known.written = true;
+            });
+            let size = size.or(known.attr.map(|attr| attr.size.max(dirty.end())));
+            let node = Arc::new(Node::new(handle, known.key, size, base));
+            {
+                let mut state = node.state.lock();
+                add(&self.dirty_bytes, dirty.bytes());
+                state.newest = dirty.newest_seq();
+                state.dirty = dirty;
+                state.mtime = written.unwrap_or_default();
+                state.times = Times { atime: said.atime, mtime: said.mtime };
+                state.conflict = said.conflict.map(ConflictKind::from_code);
+                state.in_doubt = said.sending_up_to.is_some() || said.cut_intent.is_some();
+                state.writer = caller.map(|(uid, gid)| {
+                    let groups =
+                        if uid == self.own.uid { self.own.groups.clone() } else { Vec::new() };
+                    Arc::new(Caller { uid, gid, groups })
+                });
+                state.said = said;
+                state.settled = state.times == Times::default();
+                let now = std::time::Instant::now();
+                state.waiting_since = Some(now);
+                // Its time has come long ago.
+                state.flush_wanted = if self.is_held() { 0 } else { state.newest };
+                state.commit_wanted = state.flush_wanted;
+                state.driven = true;
+                node.note_dirty(&state);
+            }
+            self.nodes.insert(handle, node.clone());
+            self.start_driver(&node);
+        }
+        let bytes = self.dirty_bytes();
+        if bytes > 0 {
+            log::info!("{bytes} bytes of unsent data were left by an earlier process");
+        }
+    }
+
+    /// Says whether unsent data is to stay here.
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::Acquire)
+    }
+
+    /// Deletes segments of the journal that are no longer needed.
+    pub fn reclaim(&self) -> io::Result<u64> {
+        self.dead_bytes.store(0, Ordering::Relaxed);
+        self.journal.reclaim(&mut |handle| {
+            let Some(node) = self.known(handle) else { return Ok(()) };
+            let state = node.state.lock();
+            if state.dirty.is_empty() && !state.said.is_pending() {
+                return Ok(());
+            }
+            for record in state.said.records(handle) {
+                self.journal.append(&record)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Moves data out of the oldest segment, if it holds up too many others.
+    fn make_slack(&self) -> io::Result<()> {
+        let slack = SLACK_BYTES.max(self.journal.live_bytes());
+        if self.journal.used_bytes().saturating_sub(self.journal.live_bytes()) < slack {
+            return Ok(());
+        }
+        let Some(oldest) = self.journal.segments().first().copied() else { return Ok(()) };
+        if oldest.live == 0 || oldest.active {
+            return Ok(());
+        }
+        for (handle, _) in self.journal.oldest_live_files()? {
+            let Some(node) = self.known(&handle) else { continue };
+            self.move_forward(&node, oldest.number)?;
+        }
+        Ok(())
+    }
+
+    fn move_forward(&self, node: &Node, segment: u32) -> io::Result<()> {
+        loop {
+            let extents = node.state.lock().dirty.in_segment(segment, MOVE_BYTES);
+            if extents.is_empty() {
+                return Ok(());
+            }
+            for (epoch, extent) in extents {
+                let mut data = vec![0; extent.len as usize];
+                let mut state = node.state.lock();
+                if self.journal.read(&extent.place, u64::from(extent.skip), &mut data).is_err() {
+                    // Damaged data stays where it is, and is reported when it is to be sent.
+                    return Ok(());
+                }
+                let caller = state.writer.as_deref().unwrap_or(&self.own);
+                let header = WriteHeader {
+                    handle: node.handle,
+                    offset: extent.start,
+                    time: state.mtime,
+                    uid: caller.uid,
+                    gid: caller.gid,
+                    epoch,
+                    carried: Some(extent.seq),
+                };
+                let (_, place) = self.journal.append_write(&header, &data)?;
+                let mut freed = vec![(extent.place, u64::from(extent.len))];
+                freed.extend(state.dirty.moved(epoch, &extent, place));
+                drop(state);
+                self.journal.release_all(&freed);
+            }
+        }
+    }
+
+    /// Makes the store durable; what it was given is believed after a power loss from then on.
+    pub fn sync_store(&self) {
+        let mark = self.index.written_mark();
+        match self.store.sync() {
+            Ok(()) => self.index.trust_written(mark),
+            Err(error) => log::warn!("cannot make the cache durable: {error}"),
+        }
+    }
+}
+
+/// Keeps the house while the cache lives.
+pub(crate) async fn keep_house(core: Weak<Core>) {
+    let mut pauses = 0;
+    loop {
+        {
+            let Some(core) = core.upgrade() else { return };
+            let _ = tokio::time::timeout(PAUSE, core.reclaim.notified()).await;
+        }
+        let Some(core) = core.upgrade() else { return };
+        pauses += 1;
+        let sync = pauses % STORE_SYNC_PAUSES == 0;
+        let work = tokio::task::spawn_blocking(move || {
+            if let Err(error) = core.reclaim().and_then(|_| core.make_slack()) {
+                log::warn!("the journal: {error}");
+            }
+            core.room.notify_waiters();
+            if sync {
+                core.sync_store();
+            }
+        });
+        let _ = work.await;
+    }
+}

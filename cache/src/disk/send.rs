@@ -1,0 +1,661 @@
+//! Sending: the driver of a file with unsent data.
+//!
+//! A driver looks at its file, does one thing, and looks again; when there is nothing to do it
+//! sleeps until the next deadline or until it is woken. It hands on the data of the oldest epoch (what
+//! was written before the first fsync that is not yet on the server) in the order of offsets,
+//! adjacent pieces together; the buffer layer sends it over all stripes. When a COMMIT covers it, the
+//! data leaves the journal and its blocks enter the store. Data of the next epoch is only handed on
+//! when all of the one before is committed: what an fsync has ordered stays in order on the server.
+//!
+//! Round trips of a file in write-through: one for `close`; in write-back, in the background, one to
+//! see whether others have changed it, one for all its data, one for COMMIT, one for its times.
+//!
+//! Handing on and committing overlap: while a COMMIT is under way, more data is handed on.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use gridvfs_vfs::{
+    Attr, Caller, Error, Result, SetAttr, SetTime, Stability, Status, Vfs, WccAttr,
+};
+
+use super::node::{ConflictKind, Node, State, Times};
+use super::{Core, attributes};
+use crate::counters::add;
+use crate::crash;
+use crate::dirty::Extent;
+use crate::journal::Record;
+
+/// Write-through: this much is handed on at once, the buffer layer's full WRITE.
+pub(crate) const FULL_BYTES: u64 = 1 << 20;
+/// Write-through: how long less waits for its neighbours, unless somebody waits for it.
+const GATHER_DELAY: Duration = Duration::from_millis(100);
+/// The most that is handed on before the file is looked at again, in bytes.
+const BATCH_BYTES: usize = 8 << 20;
+/// How much data is read from the journal at once, in bytes.
+const GROUP_BYTES: usize = 1 << 20;
+/// How much that the server has not committed starts a COMMIT, in bytes: seldom enough not to stall
+/// its disk, often enough to keep the journal small.
+const COMMIT_BYTES: u64 = 32 << 20;
+/// Write-through: how long after the last write what the server has is committed.
+const COMMIT_DELAY: Duration = Duration::from_secs(2);
+/// How many pieces are looked for on the server when it may have some of them.
+const ARRIVALS_MAX: usize = 64;
+/// The pauses between attempts: doubled from the first to the second.
+const RETRY_MIN: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(15);
+
+enum Step {
+    Hand,
+    Flush(u64),
+    Commit(u64),
+    Settle,
+    Wait(Option<Instant>),
+    Done,
+}
+
+/// A group of pieces read from the journal: offset and data.
+type Group = Vec<(u64, Bytes)>;
+
+impl Core {
+    /// Starts the file's driver. Whoever calls has set `driven`.
+    pub fn start_driver(&self, node: &Arc<Node>) {
+        let Some(core) = self.this.upgrade() else { return };
+        let node = node.clone();
+        self.runtime.spawn(async move { core.drive(node).await });
+    }
+
+    /// Has all files sent now.
+    pub fn hurry(&self) {
+        if !self.hurry.swap(true, Ordering::AcqRel) {
+            self.wake_drivers();
+        }
+    }
+
+    pub fn wake_drivers(&self) {
+        self.nodes.iter().filter(|node| node.is_local()).for_each(|node| node.wake.notify_one());
+    }
+
+    async fn drive(self: Arc<Self>, node: Arc<Node>) {
+        loop {
+            let lazy = self.treatment(&node).is_lazy();
+            let step = self.step(&node, &mut node.state.lock(), lazy);
+            match step {
+                Step::Hand => self.hand(&node, lazy).await,
+                Step::Flush(target) => {
+                    let (core, node) = (self.clone(), node.clone());
+                    tokio::spawn(async move { core.flush_below(&node, target).await });
+                }
+                Step::Commit(target) => {
+                    let (core, node) = (self.clone(), node.clone());
+                    tokio::spawn(async move { core.commit_below(node, target).await });
+                }
+                Step::Settle => self.settle(&node).await,
+                Step::Wait(None) => node.wake.notified().await,
+                Step::Wait(Some(until)) => {
+                    let _ = tokio::time::timeout_at(until.into(), node.wake.notified()).await;
+                }
+                Step::Done => break,
+            }
+        }
+        node.progress.notify_waiters();
+        if self.dirty_bytes() == 0 && !self.closing.load(Ordering::Acquire) {
+            self.hurry.store(false, Ordering::Release);
+        }
+    }
+
+    fn step(&self, node: &Node, state: &mut State, lazy: bool) -> Step {
+        let now = Instant::now();
+        if let Some(until) = state.retry_at.filter(|until| *until > now) {
+            return Step::Wait(Some(until));
+        }
+        if state.dirty.is_empty() {
+            if state.committing || state.flushing {
+                return Step::Wait(None);
+            }
+            if state.conflict.is_none() && (!state.settled || state.times != Default::default()) {
+                return Step::Settle;
+            }
+            state.handed = state.newest;
+            state.committed = state.newest;
+            state.handed_bytes = 0;
+            state.waiting_since = None;
+            state.waiting_bytes = 0;
+            state.checked = false;
+            state.failing = None;
+            state.failures = 0;
+            state.retry_at = None;
+            state.driven = false;
+            node.note_dirty(state);
+            return Step::Done;
+        }
+        if state.conflict.is_some() {
+            return Step::Wait(None);
+        }
+        let epoch_end = state.dirty.oldest_newest_seq();
+        let waiting = epoch_end > state.handed;
+        let more_epochs = state.dirty.epochs() > 1;
+        let hurry = self.hurry.load(Ordering::Acquire);
+        let wanted = state.flush_wanted.max(state.commit_wanted);
+        let since = state.waiting_since.unwrap_or(now);
+        let due_at = if lazy {
+            let settings = self.settings.read();
+            (state.last_write + settings.writeback_delay).min(since + settings.writeback_age_max)
+        } else {
+            since + GATHER_DELAY
+        };
+        let full = !lazy && state.waiting_bytes >= FULL_BYTES;
+        if waiting && (hurry || full || wanted > state.handed || now >= due_at) {
+            return Step::Hand;
+        }
+        let uncommitted = state.handed > state.committed;
+        if !state.flushing && state.flush_wanted > state.answered && state.handed > state.answered {
+            state.flushing = true;
+            return Step::Flush(state.handed);
+        }
+        let commit_at = state.last_handed + COMMIT_DELAY;
+        if uncommitted
+            && !state.committing
+            && (state.commit_wanted > state.committed
+                || state.handed_bytes >= COMMIT_BYTES
+                || (!waiting && (lazy || hurry || more_epochs || now >= commit_at)))
+        {
+            state.committing = true;
+            state.handed_bytes = 0;
+            return Step::Commit(state.handed);
+        }
+        let times = [
+            waiting.then_some(due_at),
+            (uncommitted && !state.committing && !waiting).then_some(commit_at),
+        ];
+        Step::Wait(times.into_iter().flatten().min())
+    }
+
+    /// Hands on data of the oldest epoch that was not handed on yet.
+    async fn hand(&self, node: &Arc<Node>, lazy: bool) {
+        let Ok(_slot) = self.sending.clone().acquire_owned().await else { return };
+        let _turn = node.turn.lock().await;
+        if let Err(error) = self.hand_batch(node, lazy).await {
+            self.failed(node, &error, lazy);
+        }
+        node.progress.notify_waiters();
+    }
+
+    async fn hand_batch(&self, node: &Arc<Node>, lazy: bool) -> Result<()> {
+        let check = {
+            let state = node.state.lock();
+            (lazy || state.in_doubt) && !state.checked && state.handed <= state.committed
+        };
+        if check && !self.check_base(node).await? {
+            return Ok(());
+        }
+        let (writer, mut extents, target) = {
+            let mut state = node.state.lock();
+            if state.dirty.is_empty() || state.conflict.is_some() {
+                return Ok(());
+            }
+            state.checked = true;
+            state.waiting_since = None;
+            state.waiting_bytes = 0;
+            let target = state.dirty.oldest_newest_seq();
+            let extents = state.dirty.oldest_after(state.handed);
+            (state.writer.clone(), extents, target)
+        };
+        let writer = writer.unwrap_or_else(|| Arc::new(self.own.clone()));
+        self.log(&Record::Sending { handle: node.handle, up_to: target })?;
+        crash::point(crash::Point::BEFORE_WRITE);
+        extents.sort_unstable_by_key(|extent| extent.start);
+        let mut rest = &extents[..];
+        let mut batch = 0;
+        while !rest.is_empty() {
+            let (group, taken) = group_of(rest);
+            rest = &rest[taken..];
+            for (offset, data) in self.read_group(node, group).await? {
+                batch += data.len();
+                self.hand_piece(node, &writer, offset, data).await?;
+            }
+            if batch >= BATCH_BYTES {
+                batch = 0;
+                // Whoever waits for a COMMIT of what was handed on before need not wait for this.
+                node.progress.notify_waiters();
+            }
+        }
+        crash::point(crash::Point::AFTER_WRITE);
+        let mut state = node.state.lock();
+        state.handed = state.handed.max(target);
+        state.last_handed = Instant::now();
+        state.failures = 0;
+        Ok(())
+    }
+
+    async fn hand_piece(
+        &self,
+        node: &Node,
+        writer: &Caller,
+        offset: u64,
+        mut data: Bytes,
+    ) -> Result<()> {
+        let length = data.len() as u64;
+        let mut at = offset;
+        while !data.is_empty() {
+            let write =
+                self.buffer.write(writer, &node.handle, at, data.clone(), Stability::Unstable);
+            let count = (write.await?.count as usize).min(data.len());
+            if count == 0 {
+                return Err(Error::Protocol("no data was taken".into()));
+            }
+            at += count as u64;
+            data = data.slice(count..);
+        }
+        add(&self.counters.sent_bytes, length);
+        let mut state = node.state.lock();
+        state.changed_at = self.tick();
+        state.handed_bytes += length;
+        Ok(())
+    }
+
+    /// Reads pieces from the journal, adjacent ones into one. What was overwritten or cut meanwhile
+    /// is left out.
+    async fn read_group(&self, node: &Arc<Node>, extents: Vec<Extent>) -> Result<Group> {
+        let Some(core) = self.this.upgrade() else { return Err(Error::Interrupted) };
+        let node = node.clone();
+        let read = self.runtime.spawn_blocking(move || core.read_pieces(&node, &extents));
+        read.await.unwrap_or(Err(Error::Interrupted))
+    }
+
+    fn read_pieces(&self, node: &Node, extents: &[Extent]) -> Result<Group> {
+        let mut pieces: Group = Vec::new();
+        let mut current: Option<(u64, BytesMut)> = None;
+        for extent in extents {
+            let mut data = BytesMut::zeroed(extent.length as usize);
+            match self.journal.read(&extent.place, extent.skip, &mut data) {
+                Ok(()) => {}
+                Err(error) if error.is_gone() => continue,
+                Err(error) => {
+                    add(&self.counters.damaged, 1);
+                    let (start, end) = (extent.start, extent.start + u64::from(extent.length));
+                    let path = self.path_text(&node.handle);
+                    return Err(Error::Protocol(format!(
+                        "{path}: unsent data is damaged at {start}..{end}: {error}"
+                    )));
+                }
+            }
+            match &mut current {
+                Some((start, all))
+                    if *start + all.len() as u64 == extent.start
+                        && all.len() + data.len() <= GROUP_BYTES =>
+                {
+                    all.extend_from_slice(&data);
+                }
+                _ => {
+                    pieces.extend(current.take().map(|(start, all)| (start, all.freeze())));
+                    current = Some((extent.start, data));
+                }
+            }
+        }
+        pieces.extend(current.map(|(start, all)| (start, all.freeze())));
+        Ok(pieces)
+    }
+
+    async fn flush_below(&self, node: &Arc<Node>, target: u64) {
+        let result = self.buffer.flush(&self.own, &node.handle).await;
+        {
+            let mut state = node.state.lock();
+            state.flushing = false;
+            if result.is_ok() {
+                state.answered = state.answered.max(target);
+            }
+        }
+        if let Err(error) = result {
+            self.failed(node, &error, self.treatment(node).is_lazy());
+        }
+        node.progress.notify_waiters();
+        node.wake.notify_one();
+    }
+
+    async fn commit_below(self: Arc<Self>, node: Arc<Node>, target: u64) {
+        crash::point(crash::Point::BEFORE_COMMIT);
+        let lazy = self.treatment(&node).is_lazy();
+        let result = match self.commit_and_ask(&node, lazy).await {
+            Ok(base) => {
+                let (core, file) = (self.clone(), node.clone());
+                let work = move || core.complete_send(&file, target, base);
+                self.runtime.spawn_blocking(work).await.unwrap_or(Err(Error::Interrupted))
+            }
+            Err(error) => Err(error),
+        };
+        node.state.lock().committing = false;
+        if let Err(error) = result {
+            self.failed(&node, &error, lazy);
+        }
+        node.progress.notify_waiters();
+        node.wake.notify_one();
+    }
+
+    /// COMMIT. In write-back the attributes that our WRITEs left are asked for before the data
+    /// leaves the journal, so that the next process can tell them from others' changes.
+    async fn commit_and_ask(&self, node: &Node, lazy: bool) -> Result<Option<WccAttr>> {
+        self.buffer.commit(&self.own, &node.handle, 0, 0).await?;
+        crash::point(crash::Point::AFTER_COMMIT);
+        if !lazy {
+            return Ok(None);
+        }
+        let attr = self.buffer.getattr(&self.own, &node.handle).await?;
+        Ok(Some(WccAttr::from(&attr)))
+    }
+
+    /// The server has everything up to `target` on its disk: the blocks enter the store, the data
+    /// leaves the journal.
+    fn complete_send(&self, node: &Node, target: u64, base: Option<WccAttr>) -> Result<()> {
+        let keeps = self.treatment(node).keeps();
+        let (extents, key, conflict) = {
+            let state = node.state.lock();
+            (state.dirty.oldest_up_to(target), node.key(), state.conflict.is_some())
+        };
+        if keeps && !conflict {
+            self.store_sent(node, key, extents);
+        }
+        crash::point(crash::Point::AFTER_STORE);
+        let mut state = node.state.lock();
+        if node.key() != key {
+            // Others' changes were seen meanwhile: what was stored is found no more.
+            self.store.cut(key, 0, node.size().unwrap_or(u64::MAX));
+        }
+        self.log(&Record::Sent { handle: node.handle, up_to: target, base })?;
+        crash::point(crash::Point::AFTER_SENT);
+        let freed = state.dirty.clear_sent(target);
+        self.count_freed(&freed);
+        state.committed = state.committed.max(target);
+        state.answered = state.answered.max(target);
+        state.changed_at = self.tick();
+        state.checked = false;
+        match base {
+            Some(base) => {
+                state.base = Some(base);
+                // The time that programs were told is set last.
+                let written = state.mtime;
+                state.times.mtime.get_or_insert(written);
+            }
+            None => state.settled = false,
+        }
+        state.failing = None;
+        state.in_doubt = false;
+        node.note_dirty(&state);
+        drop(state);
+        self.release(freed);
+        // What was read ahead of before the WRITEs may be older than they are.
+        self.buffer.invalidate(&node.handle);
+        Ok(())
+    }
+
+    fn store_sent(&self, node: &Node, key: crate::store::FileKey, mut extents: Vec<Extent>) {
+        extents.sort_unstable_by_key(|extent| extent.start);
+        let mut rest = &extents[..];
+        while !rest.is_empty() {
+            let (group, taken) = group_of(rest);
+            rest = &rest[taken..];
+            let Ok(pieces) = self.read_pieces(node, &group) else { return };
+            for (offset, data) in pieces {
+                let end = offset + data.len() as u64;
+                let eof = node.size() == Some(end);
+                if self.store.patch(key, offset, &data, eof).is_err() {
+                    // Blocks that were there before are older now.
+                    self.store.cut(key, offset, end);
+                }
+            }
+        }
+    }
+
+    /// All data is on the server: asks what its attributes are now, after setting the times that
+    /// programs have been told.
+    async fn settle(&self, node: &Arc<Node>) {
+        let lazy = self.treatment(node).is_lazy();
+        let _turn = node.turn.lock().await;
+        let (times, writer) = {
+            let state = node.state.lock();
+            if !state.dirty.is_empty() {
+                return;
+            }
+            (state.times, state.writer.clone())
+        };
+        let caller = writer.unwrap_or_else(|| Arc::new(self.own.clone()));
+        let asked = self.ask();
+        let set = |time: Option<_>| time.map_or(SetTime::Keep, SetTime::To);
+        let attr = if times == Default::default() {
+            self.buffer.getattr(&caller, &node.handle).await
+        } else {
+            let changes = SetAttr {
+                atime: set(times.atime),
+                mtime: set(times.mtime),
+                ..SetAttr::default()
+            };
+            match self.buffer.setattr(&caller, &node.handle, &changes, None).await {
+                Ok(wcc) if wcc.after.is_some() => Ok(wcc.after.unwrap_or_else(|| unreachable!())),
+                Ok(_) => self.buffer.getattr(&caller, &node.handle).await,
+                // Whoever may write need not be allowed to set times.
+                Err(error) if matches!(error.status(), Status::PERM | Status::ACCES) => {
+                    self.buffer.getattr(&caller, &node.handle).await
+                }
+                Err(error) => Err(error),
+            }
+        };
+        match attr {
+            Ok(attr) => self.settled(node, attr, asked, times, lazy),
+            Err(Error::Status(Status::STALE | Status::NOENT | Status::BADHANDLE)) => {
+                let mut state = node.state.lock();
+                state.settled = true;
+                state.times = Default::default();
+                self.index.update(&node.handle, |known| known.attr = None);
+            }
+            Err(error) => self.failed(node, &error, true),
+        }
+    }
+
+    fn settled(&self, node: &Node, mut attr: Attr, asked: u64, times: Times, lazy: bool) {
+        let mut state = node.state.lock();
+        if state.changed_at > asked {
+            return;
+        }
+        // Data that was written meanwhile is over this very version.
+        state.base = Some(WccAttr::from(&attr));
+        state.settled = true;
+        if !state.dirty.is_empty() {
+            if let Some(base) = &state.base
+                && let Err(error) = self.log(&attributes::base_record(&node.handle, base))
+            {
+                log::warn!("{error}");
+            }
+            return;
+        }
+        if state.times == times {
+            state.times = Times::default();
+        }
+        node.set_size(Some(attr.size));
+        if lazy && self.settings.read().consistency.trusts() {
+            // What programs have seen stays as they have seen it.
+            attr.ctime = state.mtime;
+        }
+        let base = state.base;
+        self.index.update(&node.handle, |known| {
+            known.base = base;
+            known.attr = Some(attr);
+            known.at_ms = super::now_ms();
+        });
+    }
+
+    /// Compares the file on the server with what its unsent data was written over. Returns whether
+    /// it may be sent.
+    async fn check_base(&self, node: &Arc<Node>) -> Result<bool> {
+        let asked = self.ask();
+        let attr = match self.buffer.getattr(&self.own, &node.handle).await {
+            Ok(attr) => attr,
+            Err(Error::Status(Status::STALE | Status::NOENT | Status::BADHANDLE)) => {
+                let mut state = node.state.lock();
+                self.find_conflict(node, &mut state, ConflictKind::Removed);
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        };
+        let signature = WccAttr::from(&attr);
+        let (base, in_doubt) = {
+            let state = node.state.lock();
+            if state.changed_at > asked {
+                return Ok(true);
+            }
+            (state.base.filter(|_| state.settled), state.in_doubt)
+        };
+        if base.is_none_or(|base| attributes::same_data(&base, &signature)) {
+            let mut state = node.state.lock();
+            state.base = Some(signature);
+            state.settled = true;
+            state.in_doubt = false;
+            return Ok(true);
+        }
+        // WRITEs of a process that was killed may have changed it: then the server has some of the
+        // very data that is still here.
+        if in_doubt && self.has_arrived(node).await? {
+            let mut state = node.state.lock();
+            state.base = Some(signature);
+            state.in_doubt = false;
+            return Ok(true);
+        }
+        let mut state = node.state.lock();
+        if !state.dirty.is_empty() {
+            self.find_conflict(node, &mut state, ConflictKind::Changed);
+        }
+        Ok(false)
+    }
+
+    /// Says whether any piece of the oldest unsent data is on the server already.
+    async fn has_arrived(&self, node: &Arc<Node>) -> Result<bool> {
+        let extents = node.state.lock().dirty.oldest_after(0);
+        // Data is sent in the order of offsets: if any has arrived, some of the first has.
+        for extent in extents.into_iter().take(ARRIVALS_MAX) {
+            for (offset, data) in self.read_group(node, vec![extent]).await? {
+                let count = data.len() as u32;
+                let read = self.client.read(&self.own, &node.handle, offset, count).await?;
+                if !data.is_empty() && read.data == data[..] {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// The server has refused data, or does not answer.
+    fn failed(&self, node: &Arc<Node>, error: &Error, lazy: bool) {
+        let silence = matches!(error, Error::Unreachable(_) | Error::Interrupted);
+        let gone = matches!(error.status(), Status::STALE | Status::BADHANDLE);
+        let mut state = node.state.lock();
+        // What was handed on is handed on again.
+        state.handed = state.committed;
+        state.checked = false;
+        state.handed_bytes = 0;
+        state.waiting_since.get_or_insert_with(Instant::now);
+        if silence {
+            state.silences += 1;
+        }
+        if gone && lazy {
+            self.find_conflict(node, &mut state, ConflictKind::Removed);
+        } else if !lazy && !silence && error.status() != Status::JUKEBOX {
+            self.refused(node, &mut state, error);
+        } else {
+            if state.failing.as_ref().map(Error::to_string) != Some(error.to_string()) {
+                log::warn!(
+                    "cannot write back {}: {error}; {} bytes of unsent data are kept and tried again",
+                    self.path_text(&node.handle),
+                    state.dirty.bytes(),
+                );
+            }
+            let pause = RETRY_MIN.saturating_mul(1 << state.failures.min(10)).min(RETRY_MAX);
+            state.failures += 1;
+            state.failing = Some(error.clone());
+            state.retry_at = Some(Instant::now() + pause);
+        }
+        drop(state);
+        node.progress.notify_waiters();
+        node.wake.notify_one();
+    }
+
+    /// Write-through: the program is told, once, and the data is dropped, as it is by NFS clients.
+    fn refused(&self, node: &Node, state: &mut State, error: &Error) {
+        if let Err(error) = self.log(&Record::Removed { handle: node.handle }) {
+            log::warn!("{error}");
+        }
+        let freed = state.dirty.clear();
+        add(&self.counters.dropped_bytes, freed.dirty_bytes());
+        self.count_freed(&freed);
+        node.note_dirty(state);
+        self.release(freed);
+        state.error.get_or_insert_with(|| error.clone());
+        state.settled = false;
+        state.changed_at = self.tick();
+        self.renew(node, state, None);
+        self.index.update(&node.handle, |known| known.attr = None);
+        node.set_size(None);
+    }
+
+    /// Has a file's data sent and waits until the server has it; with `durable`, on its disk.
+    pub async fn send(&self, node: &Arc<Node>, durable: bool) -> Result<()> {
+        let (target, silences) = {
+            let mut state = node.state.lock();
+            let target = state.newest;
+            let wanted = if durable { &mut state.commit_wanted } else { &mut state.flush_wanted };
+            *wanted = target.max(*wanted);
+            (target, state.silences)
+        };
+        node.wake.notify_one();
+        loop {
+            let mut progress = std::pin::pin!(node.progress.notified());
+            progress.as_mut().enable();
+            {
+                let mut state = node.state.lock();
+                if let Some(error) = state.error.take() {
+                    return Err(error);
+                }
+                let there = if durable { state.committed } else { state.answered };
+                if state.dirty.is_empty() || there.max(state.committed) >= target {
+                    return Ok(());
+                }
+                if let Some(kind) = state.conflict {
+                    return Err(kind.error());
+                }
+                match &state.failing {
+                    Some(error @ Error::Unreachable(_)) if state.silences > silences => {
+                        return Err(error.clone());
+                    }
+                    Some(error @ Error::Status(_)) => return Err(error.clone()),
+                    _ => {}
+                }
+            }
+            progress.await;
+        }
+    }
+
+    /// Waits until nothing of the file is under way, and keeps it so while the guard lives.
+    pub async fn hold<'a>(&self, node: &'a Arc<Node>) -> Result<tokio::sync::MutexGuard<'a, ()>> {
+        let turn = node.turn.lock().await;
+        loop {
+            let mut progress = std::pin::pin!(node.progress.notified());
+            progress.as_mut().enable();
+            if !node.state.lock().committing {
+                break;
+            }
+            progress.await;
+        }
+        Ok(turn)
+    }
+}
+
+/// Takes the first extents up to a limit.
+fn group_of(extents: &[Extent]) -> (Vec<Extent>, usize) {
+    let mut bytes = 0;
+    let full = |extent: &Extent| {
+        bytes += extent.length as usize;
+        bytes > GROUP_BYTES
+    };
+    let count = extents.iter().position(full).unwrap_or(extents.len()).max(1);
+    (extents[..count].to_vec(), count)
+}

@@ -1,0 +1,310 @@
+//! What is told of a cache, and what it is told to do: the verbs of a session.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use gridvfs_vfs::{Caller, Error, FileHandle, Result, Status, Vfs};
+
+use super::node::Node;
+use super::options::{AtEnd, Policy, Settings};
+use super::{Core, DiskCache, DiskCounters};
+use crate::store::{Usage, VerifyReport};
+
+/// How much is unsent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unsent {
+    /// Files with unsent data.
+    pub files: u64,
+    /// Their unsent bytes.
+    pub bytes: u64,
+    /// Files in conflict.
+    pub conflicts: u64,
+}
+
+/// A file with unsent data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileStatus {
+    /// Its path in the mount, as last known.
+    pub path: String,
+    /// Its unsent bytes.
+    pub unsent_bytes: u64,
+    /// Why they are still here, if the server was asked to take them.
+    pub error: Option<Error>,
+    /// Whether it is in conflict.
+    pub conflict: bool,
+}
+
+impl Core {
+    fn unsent(&self) -> Unsent {
+        let mut unsent = Unsent::default();
+        for node in self.nodes.iter().filter(|node| node.is_local()) {
+            let state = node.state.lock();
+            unsent.files += 1;
+            unsent.bytes += state.dirty.bytes();
+            unsent.conflicts += u64::from(state.conflict.is_some());
+        }
+        unsent
+    }
+
+    /// Sends all unsent data; done when it is on the server's disk. Goes on after a file that
+    /// cannot be sent; returns the first reason.
+    pub async fn write_back(self: &Arc<Self>) -> Result<()> {
+        let held = self.held.swap(false, Ordering::AcqRel);
+        let tasks: Vec<_> = self
+            .all_nodes()
+            .into_iter()
+            .filter(|node| node.is_local() || node.state.lock().driven)
+            .map(|node| {
+                let core = self.clone();
+                self.runtime.spawn(async move { core.finish(&node).await })
+            })
+            .collect();
+        let mut first = Ok(());
+        for task in tasks {
+            first = first.and(task.await.unwrap_or(Err(Error::Interrupted)));
+        }
+        self.held.store(held, Ordering::Release);
+        first
+    }
+
+    /// Sends what is unsent of a file, and waits until its times are set, too.
+    async fn finish(self: &Arc<Self>, node: &Arc<Node>) -> Result<()> {
+        {
+            let mut state = node.state.lock();
+            state.retry_at = None;
+            state.failing = None;
+        }
+        if node.is_local() {
+            self.send(node, true).await?;
+        }
+        loop {
+            let mut progress = std::pin::pin!(node.progress.notified());
+            progress.as_mut().enable();
+            {
+                let state = node.state.lock();
+                if !state.driven || !state.dirty.is_empty() {
+                    return Ok(());
+                }
+                if let Some(error) = &state.failing {
+                    return Err(error.clone());
+                }
+            }
+            progress.await;
+        }
+    }
+
+    /// Forgets what is known, and what is stored of files without unsent data.
+    pub fn drop_clean(&self) {
+        self.index.forget_all();
+        let mut kept = false;
+        for node in self.all_nodes() {
+            let mut state = node.state.lock();
+            if !state.dirty.is_empty() || state.driven {
+                kept = true;
+                continue;
+            }
+            state.overtake(0, u64::MAX);
+            self.buffer.invalidate(&node.handle);
+        }
+        if kept {
+            for node in self.all_nodes() {
+                if !node.is_local() {
+                    self.store.cut(node.key(), 0, node.size().unwrap_or(u64::MAX));
+                }
+            }
+        } else {
+            self.store.clear();
+        }
+    }
+
+    pub async fn shutdown(self: &Arc<Self>) -> Result<()> {
+        let at_end = self.settings.read().at_end;
+        let result = match at_end {
+            AtEnd::Preserve => Ok(()),
+            AtEnd::WriteBack | AtEnd::Flush => self.write_back().await,
+        };
+        if at_end == AtEnd::Flush && result.is_ok() {
+            self.drop_clean();
+        }
+        result
+    }
+}
+
+impl DiskCache {
+    /// Ends the session: what is unsent is dealt with as the settings say, and everything is made
+    /// durable on this machine.
+    pub async fn close(&self) -> Result<()> {
+        let core = self.core.clone();
+        core.closing.store(true, Ordering::Release);
+        let result = core.shutdown().await;
+        core.held.store(true, Ordering::Release);
+        let below = core.buffer.shutdown().await;
+        let runtime = core.runtime.clone();
+        let made_durable = runtime.spawn_blocking(move || {
+            if let Err(error) = core.journal.sync().and_then(|()| core.reclaim().map(drop)) {
+                log::error!("cannot make the journal durable: {error}");
+            }
+            if !core.shared {
+                core.sync_store();
+            }
+            core.index.flush();
+            if core.shared {
+                let _ = std::fs::remove_dir_all(&core.journal_dir);
+            }
+        });
+        let _ = made_durable.await;
+        result.and(below)
+    }
+
+    /// Returns the counters.
+    pub fn counters(&self) -> Arc<DiskCounters> {
+        self.core.counters.clone()
+    }
+
+    /// Returns how much is unsent.
+    pub fn unsent(&self) -> Unsent {
+        self.core.unsent()
+    }
+
+    /// Returns the files with unsent data, by path.
+    pub fn unsent_files(&self) -> Vec<FileStatus> {
+        let status = |node: Arc<Node>| {
+            let (unsent_bytes, error, conflict) = {
+                let state = node.state.lock();
+                (state.dirty.bytes(), state.failing.clone(), state.conflict.is_some())
+            };
+            let path = self.core.path_text(&node.handle);
+            (unsent_bytes > 0).then_some(FileStatus { path, unsent_bytes, error, conflict })
+        };
+        let mut files: Vec<_> = self.core.all_nodes().into_iter().filter_map(status).collect();
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        files
+    }
+
+    /// Returns the settings in force.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.core.settings()
+    }
+
+    /// Changes the settings. A cache that is shared stays read-only.
+    pub fn set(&self, settings: Settings) -> Result<(), String> {
+        let core = &self.core;
+        if core.shared && settings.policy != Policy::ReadOnly {
+            return Err("the cache is shared with other sessions: it is read-only".into());
+        }
+        let before = core.settings();
+        if before.consistency.trusts() && !settings.consistency.trusts() {
+            core.index.forget_all();
+        }
+        let preserve = settings.at_end == AtEnd::Preserve;
+        if !preserve {
+            core.held.store(false, Ordering::Release);
+        }
+        *core.settings.write() = Arc::new(settings);
+        core.settings_version.fetch_add(1, Ordering::AcqRel);
+        core.wake_drivers();
+        core.room.notify_waiters();
+        Ok(())
+    }
+
+    /// Sends all unsent data and waits until it is on the server's disk (SIGUSR1).
+    pub async fn write_back(&self) -> Result<()> {
+        self.core.write_back().await
+    }
+
+    /// Sends all unsent data, then forgets what is clean (SIGUSR2; the paper's flush).
+    pub async fn flush_all(&self) -> Result<()> {
+        self.core.write_back().await?;
+        self.core.drop_clean();
+        Ok(())
+    }
+
+    /// Returns how full the store is. Reads all tags.
+    pub fn usage(&self) -> Usage {
+        self.core.store.usage()
+    }
+
+    /// Returns the store's own counters by name.
+    pub fn store_counters(&self) -> std::collections::BTreeMap<&'static str, u64> {
+        let counters = self.core.store.counters();
+        let get = |value: &std::sync::atomic::AtomicU64| value.load(Ordering::Relaxed);
+        [
+            ("hit_bytes", get(&counters.hit_bytes)),
+            ("evicted", get(&counters.evicted)),
+            ("repaired", get(&counters.repaired)),
+            ("stored_bytes", get(&counters.stored_bytes)),
+            ("no_space", get(&counters.no_space)),
+        ]
+        .into()
+    }
+
+    /// Returns the journal's length on disk, in bytes.
+    pub fn journal_bytes(&self) -> u64 {
+        self.core.journal.used_bytes()
+    }
+
+    /// Reads every stored block and drops those that are damaged. `progress` is told frames done
+    /// and frames in all.
+    pub fn verify(&self, progress: &mut dyn FnMut(u64, u64)) -> VerifyReport {
+        self.core.store.verify(progress)
+    }
+
+    /// Fetches what is missing of a file; `progress` is told how many bytes more are there.
+    pub async fn warm(
+        &self,
+        caller: &Caller,
+        file: &FileHandle,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<()> {
+        if !self.core.is_regular(file) {
+            return Err(Status::INVAL.into());
+        }
+        let node = self.core.node(file);
+        self.core.fetch_whole(caller, &node, progress).await
+    }
+
+    /// Says how many bytes of a file are stored, and its size.
+    pub fn stored(&self, file: &FileHandle) -> (u64, u64) {
+        let node = self.core.node(file);
+        let size = node.size().unwrap_or(0);
+        (self.core.store.bytes_of(node.key(), size), size)
+    }
+
+    /// Keeps a file's blocks from making room for others, or no longer, until the session ends.
+    pub fn pin(&self, file: &FileHandle, pinned: bool) {
+        let core = &self.core;
+        core.node(file);
+        let mut pins = core.pins.lock();
+        if pinned {
+            pins.insert(*file);
+        } else {
+            pins.remove(file);
+        }
+        drop(pins);
+        core.repin();
+    }
+
+    /// Returns the pinned files' paths.
+    pub fn pinned(&self) -> Vec<String> {
+        let pins: Vec<FileHandle> = self.core.pins.lock().iter().copied().collect();
+        let mut paths: Vec<_> = pins.iter().map(|file| self.core.path_text(file)).collect();
+        paths.sort();
+        paths
+    }
+
+    /// Gives room back to the disk: the oldest blocks go first. Returns how many bytes went.
+    pub fn prune(&self, bytes: u64) -> u64 {
+        self.core.store.give_back(bytes)
+    }
+}
+
+impl Core {
+    /// Tells the store which keys are pinned. To be called when a pinned file has a new one.
+    pub fn repin(&self) {
+        let pins = self.pins.lock();
+        let keys: HashSet<_> =
+            pins.iter().filter_map(|file| Some(self.index.node(file)?.key)).collect();
+        self.store.set_pinned(keys);
+    }
+}

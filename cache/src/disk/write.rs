@@ -1,0 +1,374 @@
+//! Writing: taking data into the journal, and waiting for where it has to be.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use gridvfs_vfs::{Caller, Error, FileHandle, Result, Status};
+
+use super::attributes::base_record;
+use super::node::{Node, State};
+use super::options::Policy;
+use super::{Core, now};
+use crate::counters::{add, sub};
+use crate::dirty::Freed;
+use crate::journal::{Record, WriteHeader};
+
+/// The most data in one record of the journal.
+const RECORD_BYTES_MAX: usize = 1 << 20;
+/// How much of the cache is given back to a full disk at once, in bytes.
+const GIVE_BACK_BYTES: u64 = 64 << 20;
+/// How long a writer waits before it looks for room again, should nobody tell it.
+const ROOM_PAUSE: Duration = Duration::from_millis(250);
+
+/// Why data was not taken.
+pub(crate) enum Refused {
+    /// The limit on unsent data, or the disk: after some write-back there may be room.
+    NoRoom,
+    /// The file's size is not known yet.
+    Unknown,
+    Error(Error),
+}
+
+impl Core {
+    /// Takes a write on the calling thread, unless it has to wait for something.
+    pub fn write_now(
+        &self,
+        caller: &Caller,
+        handle: &FileHandle,
+        offset: u64,
+        data: &[u8],
+    ) -> Option<Result<()>> {
+        let node = self.node(handle);
+        match self.take(caller, &node, offset, data) {
+            Ok(()) => Some(Ok(())),
+            Err(Refused::Error(error)) => Some(Err(error)),
+            Err(Refused::NoRoom | Refused::Unknown) => None,
+        }
+    }
+
+    pub async fn write(
+        &self,
+        caller: &Caller,
+        handle: &FileHandle,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<()> {
+        let node = self.node(handle);
+        let mut waited = false;
+        let mut given_back = false;
+        loop {
+            let mut room = std::pin::pin!(self.room.notified());
+            room.as_mut().enable();
+            match self.take(caller, &node, offset, data) {
+                Ok(()) => return Ok(()),
+                Err(Refused::Error(error)) => return Err(error),
+                Err(Refused::Unknown) => {
+                    self.getattr(caller, handle).await?;
+                    if node.size().is_none() {
+                        return Err(Status::STALE.into());
+                    }
+                }
+                Err(Refused::NoRoom) => {
+                    if !std::mem::replace(&mut waited, true) {
+                        add(&self.counters.stalled, 1);
+                    }
+                    // Clean blocks go first, then writers wait for write-back, then there is no
+                    // more space.
+                    if self.dirty_bytes() + data.len() as u64 <= self.settings().dirty_max_bytes
+                        && !std::mem::replace(&mut given_back, true)
+                        && self.store.give_back(GIVE_BACK_BYTES) > 0
+                    {
+                        continue;
+                    }
+                    if self.dirty_bytes() == 0 {
+                        return Err(Status::NOSPC.into());
+                    }
+                    self.hurry();
+                    let _ = tokio::time::timeout(ROOM_PAUSE, room).await;
+                    given_back = false;
+                    if let Some(error) = self.stuck() {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// How much data is unsent.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.dirty_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Returns why no room will come about soon: every file with unsent data is refused by the
+    /// server, or is in conflict. A server that does not answer is waited for, unless there is a
+    /// limit to that.
+    fn stuck(&self) -> Option<Error> {
+        let mut reason = None;
+        for node in self.nodes.iter().filter(|node| node.is_local()) {
+            let state = node.state.lock();
+            match (&state.failing, state.conflict) {
+                (_, Some(_)) => {}
+                (Some(error), None) => {
+                    reason = Some(error.clone());
+                }
+                (None, None) => return None,
+            }
+        }
+        Some(match reason {
+            Some(Error::Status(Status::DQUOT)) => Status::DQUOT.into(),
+            Some(error @ Error::Unreachable(_)) => error,
+            _ => Status::NOSPC.into(),
+        })
+    }
+
+    fn take(
+        &self,
+        caller: &Caller,
+        node: &Arc<Node>,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), Refused> {
+        let refuse = |status: Status| Err(Refused::Error(status.into()));
+        let treatment = self.treatment(node);
+        if treatment.policy == Policy::ReadOnly {
+            return refuse(Status::ROFS);
+        }
+        match offset.checked_add(data.len() as u64) {
+            Some(end) if end <= self.file_size_max => {}
+            _ => return refuse(Status::FBIG),
+        }
+        let limit = self.settings.read().dirty_max_bytes;
+        let before = self.dirty_bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+        let result = if before + data.len() as u64 > limit {
+            Err(Refused::NoRoom)
+        } else {
+            self.append(caller, node, offset, data)
+        };
+        match &result {
+            Ok(()) => {
+                add(&self.counters.writes, 1);
+                add(&self.counters.written_bytes, data.len() as u64);
+                if before + data.len() as u64 > limit / 2 {
+                    self.hurry();
+                }
+            }
+            Err(_) => sub(&self.dirty_bytes, data.len() as u64),
+        }
+        result
+    }
+
+    fn append(
+        &self,
+        caller: &Caller,
+        node: &Arc<Node>,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), Refused> {
+        let mut state = node.state.lock();
+        if let Some(error) = state.error.take() {
+            return Err(Refused::Error(error));
+        }
+        let Some(mut size) = node.size() else { return Err(Refused::Unknown) };
+        if state.dirty.is_empty() {
+            self.begin(node, &mut state).map_err(no_room)?;
+        }
+        if state.writer.as_deref() != Some(caller) {
+            state.writer = Some(Arc::new(caller.clone()));
+        }
+        let time = now();
+        let mut freed = Freed::default();
+        let mut done = Ok(());
+        let mut at = offset;
+        for part in data.chunks(RECORD_BYTES_MAX) {
+            let header = WriteHeader {
+                handle: node.handle,
+                offset: at,
+                time,
+                uid: caller.uid,
+                gid: caller.gid,
+            };
+            match self.journal.append_write(&header, part) {
+                Ok((seq, place)) => {
+                    freed.extend(state.dirty.insert(at, part.len() as u32, seq, place));
+                    state.newest = seq;
+                    at += part.len() as u64;
+                }
+                Err(error) => {
+                    done = Err(no_room(error));
+                    break;
+                }
+            }
+        }
+        let written = at - offset;
+        if written > 0 {
+            size = size.max(at);
+            node.set_size(Some(size));
+            state.mtime = time;
+            state.times.mtime = None;
+            state.overtake(offset, at);
+            let instant = Instant::now();
+            state.last_write = instant;
+            state.waiting_since.get_or_insert(instant);
+            state.waiting_bytes += written;
+        }
+        node.note_dirty(&state);
+        self.count_freed(&freed);
+        let start = !std::mem::replace(&mut state.driven, true);
+        // The driver of a write-through file waits for a full WRITE or its time, not for each write.
+        let wake = state.waiting_bytes >= super::send::FULL_BYTES
+            && state.waiting_bytes - written < super::send::FULL_BYTES;
+        drop(state);
+        self.release(freed);
+        if start {
+            self.start_driver(node);
+        } else if wake {
+            node.wake.notify_one();
+        }
+        if done.is_err() && written > 0 {
+            // The caller gives back what it has counted for all of it.
+            add(&self.dirty_bytes, written);
+        }
+        done
+    }
+
+    /// Notes in the journal what the file is like that is about to have unsent data.
+    pub fn begin(&self, node: &Node, state: &mut State) -> std::io::Result<()> {
+        if let Some(base) = &state.base {
+            self.journal.append(&base_record(&node.handle, base))?;
+        }
+        if let Some(path) = self.index.path_of(&node.handle, &self.root) {
+            self.journal.append(&Record::Path { handle: node.handle, path })?;
+        }
+        Ok(())
+    }
+
+    /// Counts bytes that are no longer unsent.
+    pub fn count_freed(&self, freed: &Freed) {
+        sub(&self.dirty_bytes, freed.dirty_bytes());
+    }
+
+    /// Lets the journal have the room of data back.
+    pub fn release(&self, freed: Freed) {
+        if freed.is_empty() {
+            return;
+        }
+        for (place, bytes) in freed.places() {
+            self.journal.release(place, *bytes);
+        }
+        self.room.notify_waiters();
+    }
+
+    /// Writes a record about a file.
+    pub fn log(&self, record: &Record) -> Result<()> {
+        match self.journal.append(record) {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                // Room for a record is found where there is room for none.
+                self.store.give_back(GIVE_BACK_BYTES);
+                self.journal.append(record).map(drop).map_err(|_| {
+                    log::error!("cannot write to the journal: {error}");
+                    Error::Status(Status::from_errno(error.raw_os_error().unwrap_or(libc::EIO)))
+                })
+            }
+        }
+    }
+
+    /// Drops unsent data at or behind `size`, and what is stored there. Nothing of the file is to
+    /// be under way ([`Core::hold`]).
+    pub fn cut(&self, node: &Node, state: &mut State, size: u64) -> Result<()> {
+        let old = node.size().unwrap_or(u64::MAX);
+        state.overtake(size.min(old), u64::MAX);
+        if !state.dirty.is_empty() {
+            self.log(&Record::Cut { handle: node.handle, size })?;
+            let freed = state.dirty.truncate(size);
+            add(&self.counters.dropped_bytes, freed.dirty_bytes());
+            node.note_dirty(state);
+            self.count_freed(&freed);
+            self.release(freed);
+        }
+        if size < old {
+            self.store.cut(node.key(), size, old);
+        }
+        node.set_size(Some(size));
+        Ok(())
+    }
+
+    /// The file's last name is gone: unsent data is never sent (paper, 4.1).
+    pub fn discard(&self, handle: &FileHandle) {
+        if let Some(node) = self.known(handle) {
+            let mut state = node.state.lock();
+            if !state.dirty.is_empty() {
+                if let Err(error) = self.log(&Record::Removed { handle: *handle }) {
+                    log::warn!("{error}");
+                }
+                let freed = state.dirty.clear();
+                add(&self.counters.dropped_bytes, freed.dirty_bytes());
+                self.count_freed(&freed);
+                node.note_dirty(&state);
+                self.release(freed);
+            }
+            state.error = None;
+            state.conflict = None;
+            state.times = Default::default();
+            state.settled = true;
+            drop(state);
+            node.wake.notify_one();
+            node.progress.notify_waiters();
+        }
+        self.buffer.discard(handle);
+    }
+
+    /// close(2): in write-through, waits until the server has the data.
+    pub async fn flush(&self, caller: &Caller, handle: &FileHandle) -> Result<()> {
+        let Some(node) = self.known(handle) else { return Ok(()) };
+        if node.is_local() && !self.treatment(&node).is_lazy() {
+            self.send(&node, false).await?;
+        }
+        if let Some(error) = node.state.lock().error.take() {
+            return Err(error);
+        }
+        if node.is_local() { Ok(()) } else { self.buffer.flush(caller, handle).await }
+    }
+
+    /// fsync(2): in write-back, makes the journal durable, which is an order for what is written
+    /// later; in write-through, waits until the server has the data on its disk.
+    pub async fn commit(&self, handle: &FileHandle) -> Result<()> {
+        let Some(node) = self.known(handle) else { return Ok(()) };
+        if !self.treatment(&node).is_lazy() {
+            if node.is_local() {
+                self.send(&node, true).await?;
+            }
+            return node.state.lock().error.take().map_or(Ok(()), Err);
+        }
+        {
+            let mut state = node.state.lock();
+            if state.dirty.is_empty() {
+                return Ok(());
+            }
+            self.log(&Record::Barrier { handle: *handle })?;
+            state.dirty.barrier();
+        }
+        add(&self.counters.local_syncs, 1);
+        let Some(core) = self.this.upgrade() else { return Err(Error::Interrupted) };
+        let synced = self.runtime.spawn_blocking(move || core.journal.sync()).await;
+        match synced {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                log::error!("cannot make the journal durable: {error}");
+                Err(Status::from_errno(error.raw_os_error().unwrap_or(libc::EIO)).into())
+            }
+            Err(_) => Err(Error::Interrupted),
+        }
+    }
+}
+
+fn no_room(error: std::io::Error) -> Refused {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => Refused::NoRoom,
+        code => {
+            log::error!("cannot write to the journal: {error}");
+            Refused::Error(Status::from_errno(code.unwrap_or(libc::EIO)).into())
+        }
+    }
+}
