@@ -218,6 +218,12 @@ impl Tags {
         self.now().wrapping_sub(self.stamps(set)[way as usize].load(Relaxed))
     }
 
+    /// Returns how many frames were ever installed, by whichever process.
+    #[cfg(test)]
+    pub fn installed(&self) -> u64 {
+        self.installs().load(Relaxed)
+    }
+
     /// Gives a way to a frame, with no valid blocks. The caller holds the set's lock.
     pub fn install(&self, set: u32, way: u32, key: FileKey, frame: u32) {
         let word = &self.words(set)[way as usize];
