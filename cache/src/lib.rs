@@ -12,6 +12,7 @@ mod extents;
 mod file;
 mod lru;
 mod options;
+pub mod store;
 mod stream;
 mod unit;
 
