@@ -8,8 +8,13 @@
 mod budget;
 mod buffer;
 mod counters;
+pub mod crash;
+#[allow(dead_code, reason = "the disk cache will use it")]
+mod dirty;
 mod extents;
 mod file;
+#[allow(dead_code, unused_imports, reason = "the disk cache will use it")]
+mod journal;
 mod lru;
 mod options;
 pub mod store;

@@ -1,0 +1,221 @@
+//! From the records of the journal to the state of each file.
+
+use std::collections::HashMap;
+
+use gridvfs_vfs::{FileHandle, Time};
+
+use super::Journal;
+use super::record::{Base, Place, Record};
+use crate::dirty::{Dirty, Freed};
+
+/// What the journal says of a file beside its data. The owner keeps one for each dirty file, tells
+/// it every record that it appends, and can append it all again when a segment is reclaimed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileState {
+    /// What the server's copy is like, as far as known.
+    pub base: Option<Base>,
+    /// WRITEs of data up to this sequence number may have reached the server since.
+    pub sending_up_to: Option<u64>,
+    /// The file may have been cut to this size on the server.
+    pub cut_intent: Option<u64>,
+    /// The file may have been removed on the server.
+    pub remove_intent: bool,
+    /// The time of access to be set.
+    pub atime: Option<Time>,
+    /// The time of change to be set.
+    pub mtime: Option<Time>,
+    /// Write-back has stopped; the owner's number of the reason.
+    pub conflict: Option<u8>,
+    /// The last known path in the mount.
+    pub path: Option<Vec<u8>>,
+}
+
+impl FileState {
+    /// Takes in what a record says. Of a Write there is nothing to keep here.
+    pub fn apply(&mut self, record: &Record) {
+        match record {
+            Record::Write(_) | Record::Barrier { .. } => {}
+            Record::Base { base, .. } => self.base = Some(*base),
+            Record::Sending { up_to_seq, .. } => {
+                self.sending_up_to = self.sending_up_to.max(Some(*up_to_seq));
+            }
+            Record::Sent { up_to_seq, start, end, base, .. } => {
+                let whole = *start == 0 && *end == u64::MAX;
+                if whole && self.sending_up_to.is_some_and(|sending| sending <= *up_to_seq) {
+                    self.sending_up_to = None;
+                }
+                self.base = base.or(self.base);
+            }
+            Record::CutIntent { size, .. } => self.cut_intent = Some(*size),
+            Record::Cut { size, base, .. } => {
+                self.cut_intent = None;
+                match (base, &mut self.base) {
+                    (Some(base), _) => self.base = Some(*base),
+                    (None, Some(known)) => known.size = *size,
+                    (None, None) => {}
+                }
+            }
+            Record::RemoveIntent { .. } => self.remove_intent = true,
+            Record::Removed { .. } => *self = Self::default(),
+            Record::Abandoned { .. } => {
+                self.cut_intent = None;
+                self.remove_intent = false;
+            }
+            Record::Times { atime, mtime, .. } => {
+                self.atime = *atime;
+                self.mtime = *mtime;
+            }
+            Record::Conflict { kind, .. } => self.conflict = Some(*kind),
+            Record::Resolved { .. } => self.conflict = None,
+            Record::Path { path, .. } => self.path = Some(path.clone()),
+        }
+    }
+
+    /// Returns the records that bring this state about.
+    pub fn records(&self, handle: &FileHandle) -> Vec<Record> {
+        let handle = *handle;
+        let mut records = Vec::new();
+        records.extend(self.base.map(|base| Record::Base { handle, base }));
+        records.extend(self.sending_up_to.map(|up_to_seq| Record::Sending { handle, up_to_seq }));
+        records.extend(self.cut_intent.map(|size| Record::CutIntent { handle, size }));
+        records.extend(self.remove_intent.then_some(Record::RemoveIntent { handle }));
+        if self.atime.is_some() || self.mtime.is_some() {
+            records.push(Record::Times { handle, atime: self.atime, mtime: self.mtime });
+        }
+        records.extend(self.conflict.map(|kind| Record::Conflict { handle, kind }));
+        records.extend(self.path.clone().map(|path| Record::Path { handle, path }));
+        records
+    }
+
+    /// Says whether something is still to be done even if no data is dirty.
+    pub fn is_pending(&self) -> bool {
+        self.cut_intent.is_some()
+            || self.remove_intent
+            || self.atime.is_some()
+            || self.mtime.is_some()
+            || self.conflict.is_some()
+    }
+}
+
+/// A file of which the journal holds something that the server does not have.
+#[derive(Debug, Default)]
+pub struct RecoveredFile {
+    /// Its dirty data.
+    pub dirty: Dirty,
+    /// All else.
+    pub state: FileState,
+    /// The last write's user and group.
+    pub caller: Option<(u32, u32)>,
+    /// The last write's time.
+    pub written: Option<Time>,
+}
+
+impl RecoveredFile {
+    /// Returns the file's size as the mount showed it, if the log can tell. What an intent
+    /// announces is not in it.
+    pub fn size(&self) -> Option<u64> {
+        self.state.base.map(|base| base.size.max(self.dirty.end()))
+    }
+
+    fn change(&mut self, order: u64, change: Change, dead: &mut Freed) {
+        let freed = match change {
+            Change::Write { offset, epoch, place } => {
+                if self.dirty.is_empty() {
+                    // Numbers start anew with each time that a file becomes dirty.
+                    self.dirty = Dirty::new();
+                }
+                self.dirty.barrier_to(epoch);
+                self.dirty.insert(offset, place.length, order, place)
+            }
+            Change::Barrier => {
+                self.dirty.barrier();
+                return;
+            }
+            Change::Clear { up_to_seq, start, end } => {
+                self.dirty.clear_up_to(up_to_seq, start, end)
+            }
+        };
+        dead.extend(freed);
+    }
+}
+
+/// What happened to a file's data.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Write { offset: u64, epoch: u64, place: Place },
+    Barrier,
+    Clear { up_to_seq: u64, start: u64, end: u64 },
+}
+
+/// Builds the files' states out of what [`Journal::open`] replays.
+///
+/// Data that was carried forward lies behind data that is newer; so the changes of a file (48
+/// bytes each) are gathered, and put in order at the end.
+#[derive(Debug, Default)]
+pub struct Rebuild {
+    files: HashMap<FileHandle, Gathered>,
+}
+
+#[derive(Debug, Default)]
+struct Gathered {
+    state: FileState,
+    caller: Option<(u32, u32)>,
+    written: Option<Time>,
+    changes: Vec<(u64, Change)>,
+}
+
+impl Rebuild {
+    /// Makes an empty one.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes the next record.
+    pub fn push(&mut self, seq: u64, record: &Record, place: Option<Place>) {
+        let file = self.files.entry(*record.handle()).or_default();
+        file.state.apply(record);
+        let mut order = seq;
+        let all = Change::Clear { up_to_seq: u64::MAX, start: 0, end: u64::MAX };
+        let change = match record {
+            Record::Write(write) => {
+                let Some(place) = place else { return };
+                order = write.carried.unwrap_or(seq);
+                if write.carried.is_none() || file.caller.is_none() {
+                    file.caller = Some((write.uid, write.gid));
+                    file.written = Some(write.time);
+                }
+                Change::Write { offset: write.offset, epoch: write.epoch, place }
+            }
+            Record::Barrier { .. } => Change::Barrier,
+            Record::Sent { up_to_seq, start, end, .. } => {
+                Change::Clear { up_to_seq: *up_to_seq, start: *start, end: *end }
+            }
+            Record::Cut { size, .. } => {
+                Change::Clear { up_to_seq: u64::MAX, start: *size, end: u64::MAX }
+            }
+            Record::Removed { .. } => all,
+            _ => return,
+        };
+        file.changes.push((order, change));
+    }
+
+    /// Puts everything together, and tells the journal which payload is no longer needed.
+    pub fn finish(self, journal: &Journal) -> HashMap<FileHandle, RecoveredFile> {
+        let mut files = HashMap::new();
+        let mut dead = Freed::new();
+        for (handle, mut gathered) in self.files {
+            gathered.changes.sort_by_key(|(order, _)| *order);
+            let Gathered { state, caller, written, changes } = gathered;
+            let mut file = RecoveredFile { dirty: Dirty::new(), state, caller, written };
+            for (order, change) in changes {
+                file.change(order, change, &mut dead);
+            }
+            journal.release_all(&dead);
+            dead.clear();
+            if !file.dirty.is_empty() || file.state.is_pending() {
+                files.insert(handle, file);
+            }
+        }
+        files
+    }
+}
