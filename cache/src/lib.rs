@@ -10,6 +10,8 @@ mod buffer;
 mod counters;
 mod extents;
 mod file;
+pub mod index;
+mod key;
 mod lru;
 mod options;
 mod stream;
@@ -17,4 +19,5 @@ mod unit;
 
 pub use buffer::{BufferLayer, FileInfo};
 pub use counters::Counters;
+pub use key::FileKey;
 pub use options::BufferOptions;
