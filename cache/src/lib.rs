@@ -15,6 +15,8 @@ mod extents;
 mod file;
 #[allow(dead_code, unused_imports, reason = "the disk cache will use it")]
 mod journal;
+pub mod index;
+mod key;
 mod lru;
 mod options;
 pub mod store;
@@ -23,4 +25,5 @@ mod unit;
 
 pub use buffer::{BufferLayer, FileInfo};
 pub use counters::Counters;
+pub use key::FileKey;
 pub use options::BufferOptions;

@@ -1,0 +1,67 @@
+//! The index's limits, errors and counters.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The index's limits.
+#[derive(Clone, Debug)]
+pub struct IndexOptions {
+    /// The most files known in memory. One costs about 400 bytes with its place and a 32-byte
+    /// handle, 550 with everything: 16,384 are at most 9 MiB.
+    pub nodes_max: usize,
+    /// The most names known in memory. One costs about 190 bytes: 32,768 are 6 MiB.
+    pub names_max: usize,
+    /// How long a change waits for others before it is written.
+    pub write_delay: Duration,
+    /// How large the database may grow, in bytes, its log apart. When it is full it is emptied: a
+    /// file of a tree takes about 400 bytes, so this is some million files.
+    pub file_bytes_max: u64,
+}
+
+impl Default for IndexOptions {
+    fn default() -> Self {
+        Self {
+            nodes_max: 16 << 10,
+            names_max: 32 << 10,
+            write_delay: Duration::from_millis(500),
+            file_bytes_max: 512 << 20,
+        }
+    }
+}
+
+/// Why an index cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// Another program, or another version of this one, made the file. It was not touched.
+    #[error(
+        "{} has format {found}, this program knows {known}: \
+         use the program that made it, or remove the file", path.display()
+    )]
+    Version {
+        /// The database.
+        path: PathBuf,
+        /// Its format (`PRAGMA user_version`).
+        found: i64,
+        /// The format that this program reads and writes.
+        known: i64,
+    },
+}
+
+/// What the index did, since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IndexStats {
+    /// Files known in memory.
+    pub nodes: usize,
+    /// Names known in memory.
+    pub names: usize,
+    /// Questions that memory could not answer: asked of the database.
+    pub loads: u64,
+    /// Changes queued.
+    pub changes: u64,
+    /// Changes not yet written.
+    pub pending: u64,
+    /// Rows dropped because their checksum did not match.
+    pub damaged: u64,
+    /// Whether the database is in use. If not, what memory has no room for is forgotten.
+    pub persistent: bool,
+}

@@ -1,0 +1,127 @@
+//! What is known in memory, in shards, the longest unused let go first.
+//!
+//! An entry whose change is not yet written stays. So what is not in memory is in the database as
+//! it was last changed: a miss reads it there, without the lock, and takes what it read only if no
+//! entry of the shard was changed meanwhile.
+
+use std::borrow::Borrow;
+use std::hash::{BuildHasher, Hash, RandomState};
+
+use lru::LruCache;
+use parking_lot::{Mutex, MutexGuard};
+
+/// A power of two; with two dozen threads a lock is rarely found taken.
+const SHARDS: usize = 16;
+/// After this many reads that were overtaken by changes the lock is kept over the read.
+const TRIES_MAX: usize = 4;
+/// How many entries are looked at for one that may go.
+const EVICTION_TRIES_MAX: usize = 8;
+
+pub(super) struct Slot<V> {
+    /// `None`: there is no such entry, and the database may not know that yet.
+    pub value: Option<V>,
+    /// The number of the last change in the write queue.
+    pub change: u64,
+}
+
+pub(super) struct Shard<K: Hash + Eq, V> {
+    slots: LruCache<K, Slot<V>>,
+    changes: u64,
+    slots_max: usize,
+}
+
+impl<K: Hash + Eq, V> Shard<K, V> {
+    pub fn get<Q: Hash + Eq + ?Sized>(&mut self, key: &Q) -> Option<&mut Slot<V>>
+    where
+        K: Borrow<Q>,
+    {
+        self.slots.get_mut(key)
+    }
+
+    /// Says that a slot is changed under this lock. Every change of the shard needs it.
+    pub fn changing(&mut self) {
+        self.changes += 1;
+    }
+
+    /// Enters a slot; old ones go, of those whose changes up to `written` alone are written.
+    pub fn put(&mut self, key: K, slot: Slot<V>, written: u64) {
+        self.slots.put(key, slot);
+        // Never so many that the new one would be looked at.
+        for _ in 0..EVICTION_TRIES_MAX.min(self.slots.len() - 1) {
+            if self.slots.len() <= self.slots_max {
+                return;
+            }
+            let Some((key, slot)) = self.slots.pop_lru() else { return };
+            if slot.change > written {
+                self.slots.put(key, slot);
+            }
+        }
+    }
+}
+
+/// A locked shard.
+pub(super) type Guard<'a, K, V> = MutexGuard<'a, Shard<K, V>>;
+
+pub(super) struct Table<K: Hash + Eq, V> {
+    shards: Box<[Mutex<Shard<K, V>>]>,
+    hasher: RandomState,
+}
+
+impl<K: Hash + Eq, V> Table<K, V> {
+    pub fn new(slots_max: usize) -> Self {
+        let shard = || {
+            let slots_max = (slots_max / SHARDS).max(1);
+            Mutex::new(Shard { slots: LruCache::unbounded(), changes: 0, slots_max })
+        };
+        Self { shards: (0..SHARDS).map(|_| shard()).collect(), hasher: RandomState::new() }
+    }
+
+    /// Locks the shard of `key`.
+    pub fn lock<Q: Hash + ?Sized>(&self, key: &Q) -> Guard<'_, K, V>
+    where
+        K: Borrow<Q>,
+    {
+        self.shards[self.hasher.hash_one(key) as usize % SHARDS].lock()
+    }
+
+    /// Locks the shard of `key` when it has a slot for it: as it is in memory, or as `load` finds
+    /// it. There is none if `load` finds nothing.
+    pub fn find<Q: Hash + Eq + ?Sized>(
+        &self,
+        key: &Q,
+        own: impl Fn(&Q) -> K,
+        written: impl Fn() -> u64,
+        load: impl Fn() -> Option<V>,
+    ) -> Guard<'_, K, V>
+    where
+        K: Borrow<Q>,
+    {
+        let mut shard = self.lock(key);
+        for attempt in 0.. {
+            if shard.slots.contains(key) {
+                break;
+            }
+            let changes = shard.changes;
+            let value = if attempt < TRIES_MAX {
+                drop(shard);
+                let value = load();
+                shard = self.lock(key);
+                if shard.changes != changes || shard.slots.contains(key) {
+                    continue;
+                }
+                value
+            } else {
+                load()
+            };
+            if let Some(value) = value {
+                shard.put(own(key), Slot { value: Some(value), change: 0 }, written());
+            }
+            break;
+        }
+        shard
+    }
+
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().slots.len()).sum()
+    }
+}
