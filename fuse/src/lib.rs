@@ -9,6 +9,7 @@ mod core;
 mod counters;
 mod directory;
 mod front;
+mod hand;
 mod inodes;
 mod mount;
 mod options;

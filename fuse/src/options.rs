@@ -14,7 +14,8 @@ pub struct SessionOptions {
     /// the server is seen at once.
     pub negative_timeout: Duration,
     /// Threads that take requests. Calls that wait for the server leave their thread, so a few
-    /// serve thousands.
+    /// serve thousands: one for each processor, but two where there is one (an answer may be
+    /// waited for by a page fault of the first), and no more than four.
     pub event_loops: usize,
     /// Other users have access.
     pub allow_other: bool,
@@ -33,7 +34,7 @@ impl Default for SessionOptions {
             attr_timeout: Duration::from_secs(1),
             entry_timeout: Duration::from_secs(1),
             negative_timeout: Duration::ZERO,
-            event_loops: 4,
+            event_loops: std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 4)),
             allow_other: false,
             default_permissions: false,
             write_bytes_max: 1 << 20,

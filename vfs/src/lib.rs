@@ -74,6 +74,37 @@ pub trait Vfs: Send + Sync + 'static {
         count: u32,
     ) -> Result<ReadData>;
 
+    /// Reads on the calling thread if all of it is at hand: fills `out` and returns how many bytes
+    /// are there before the end of the file (fewer than `out` takes only at the end of the file).
+    /// `None`: ask [`Vfs::read`]. Never waits for the network, and allocates nothing.
+    fn read_now(
+        &self,
+        _caller: &Caller,
+        _file: &FileHandle,
+        _offset: u64,
+        _out: &mut [u8],
+    ) -> Option<Result<usize>> {
+        None
+    }
+
+    /// Takes all of a write on the calling thread if it needs no server. `None`: ask
+    /// [`Vfs::write`].
+    fn write_now(
+        &self,
+        _caller: &Caller,
+        _file: &FileHandle,
+        _offset: u64,
+        _data: &[u8],
+    ) -> Option<Result<()>> {
+        None
+    }
+
+    /// Returns a local file, opened for reading, that holds the whole of `file` as it is and
+    /// stays: the front end may hand it to the kernel (FUSE passthrough) for a read-only open.
+    fn whole(&self, _file: &FileHandle) -> Option<std::fs::File> {
+        None
+    }
+
     /// Writes `data` at `offset` (3.3.7). Fewer bytes may be taken than were given.
     async fn write(
         &self,
