@@ -38,6 +38,30 @@ points! {
     JOURNAL_BEFORE_DELETE,
     /// A segment has been deleted; the directory is not synced yet.
     JOURNAL_AFTER_DELETE,
+    /// Data is about to be handed on to be sent.
+    BEFORE_WRITE,
+    /// Data has been handed on, and may have been sent.
+    AFTER_WRITE,
+    /// The server is about to be asked for COMMIT.
+    BEFORE_COMMIT,
+    /// The server has committed the data.
+    AFTER_COMMIT,
+    /// Committed blocks have been stored; the journal does not know yet that they were sent.
+    AFTER_STORE,
+    /// The journal knows that the data was sent.
+    AFTER_SENT,
+    /// The file's times are about to be set on the server.
+    BEFORE_SETTLE,
+    /// The file's attributes after our own change are known.
+    AFTER_SETTLE,
+    /// A file is about to be cut on the server.
+    BEFORE_CUT,
+    /// It has been cut there; the journal does not know yet.
+    AFTER_CUT,
+    /// A name of a file with unsent data is about to be removed on the server.
+    BEFORE_REMOVE,
+    /// It has been removed there; the journal does not know yet.
+    AFTER_REMOVE,
 }
 
 /// Why a point was not armed.

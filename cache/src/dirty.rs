@@ -163,6 +163,16 @@ impl Dirty {
         self.epochs.front().filter(|epoch| !epoch.is_empty()).map(|epoch| epoch.number)
     }
 
+    /// Returns a sequence number that none of the oldest epoch's data is above; 0 if there is none.
+    pub fn oldest_newest_seq(&self) -> u64 {
+        self.epochs.front().map_or(0, |epoch| epoch.newest_seq)
+    }
+
+    /// Returns a sequence number that no data is above; 0 if there is none.
+    pub fn newest_seq(&self) -> u64 {
+        self.epochs.iter().map(|epoch| epoch.newest_seq).max().unwrap_or(0)
+    }
+
     /// Returns the bytes of the oldest epoch.
     pub fn oldest_bytes(&self) -> u64 {
         self.epochs.front().map_or(0, |epoch| epoch.bytes)

@@ -30,8 +30,10 @@ mod status;
 mod walk;
 mod write;
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -42,7 +44,7 @@ use gridvfs_vfs::{
     FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result, SeekWhence, SetAttr,
     Stability, Status, Time, Verifier, Vfs, Wcc, Written,
 };
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
@@ -55,12 +57,11 @@ pub use conflict::{Conflict, Resolution};
 pub use data::Counters as DiskCounters;
 pub use node::ConflictKind;
 pub use open::OpenError;
-pub use options::{
-    AtEnd, CacheKind, Consistency, DiskOptions, Policy, Rule, Settings, Treatment,
-};
+pub use options::{AtEnd, CacheKind, Consistency, DiskOptions, Policy, Rule, Settings, Treatment};
 pub use status::{FileStatus, Unsent};
 
 use node::Node;
+use open::Origin;
 
 /// Beyond this many nodes, idle ones are let go.
 const NODES_MAX: usize = 16 * 1024;
@@ -75,6 +76,8 @@ pub struct DiskCache {
 }
 
 pub(crate) struct Core {
+    this: Weak<Core>,
+    root: FileHandle,
     /// The layer below: it gathers, joins, and reads ahead.
     buffer: Arc<BufferLayer>,
     /// What is below that layer, for reads that are to leave no trace in it.
@@ -83,6 +86,9 @@ pub(crate) struct Core {
     store: Store,
     journal: Journal,
     index: Index,
+    origin: Mutex<Origin>,
+    origin_path: PathBuf,
+    journal_dir: PathBuf,
     shared: bool,
     small_max_bytes: u64,
     settings: RwLock<Arc<Settings>>,
@@ -92,11 +98,18 @@ pub(crate) struct Core {
     /// Unsent data is being sent whatever its age: somebody asked, or there is much of it.
     hurry: AtomicBool,
     closing: AtomicBool,
+    /// Unsent data stays here until somebody asks for it to be sent.
+    held: AtomicBool,
+    /// Bytes of the journal that have been released since old segments were last looked for.
+    dead_bytes: AtomicU64,
+    /// For the house-keeper: segments of the journal may go.
+    reclaim: Notify,
     /// Writers that wait for room wait here.
     room: Notify,
     sending: Arc<Semaphore>,
     walking: Arc<Semaphore>,
     walks: walk::Walks,
+    pins: Mutex<HashSet<FileHandle>>,
     fetch_number: AtomicU64,
     /// Ticks with each change of ours on the server.
     clock: AtomicU64,
@@ -138,7 +151,8 @@ impl Core {
         }
         let count = self.nodes.len();
         if count >= NODES_MAX && count.is_multiple_of(1024) {
-            self.nodes.retain(|_, node| Arc::strong_count(node) > 1 || !node.state.lock().is_idle());
+            self.nodes
+                .retain(|_, node| Arc::strong_count(node) > 1 || !node.state.lock().is_idle());
         }
         self.nodes
             .entry(*handle)
@@ -405,9 +419,9 @@ impl Vfs for DiskCache {
     }
 
     fn forget(&self, file: &FileHandle) {
-        self.core.nodes.remove_if(file, |_, node| {
-            Arc::strong_count(node) == 1 && node.state.lock().is_idle()
-        });
+        self.core
+            .nodes
+            .remove_if(file, |_, node| Arc::strong_count(node) == 1 && node.state.lock().is_idle());
         self.core.buffer.forget(file);
     }
 

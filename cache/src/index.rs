@@ -173,6 +173,26 @@ impl Index {
         self.push(|| Change::Epoch(epoch));
     }
 
+    /// Forgets the files whose data we have changed after a period of the store ([`Known::written`]),
+    /// keys and all: after a power loss their frames may be older than their bases say. To be called
+    /// before anything is asked.
+    pub fn distrust_written(&self, after: u64) {
+        let gone = self.database.read(|database| rows::forget_written(database, after));
+        if gone > 0 {
+            log::info!(
+                "{gone} files are fetched again: the machine went down before they were safe"
+            );
+        }
+    }
+
+    /// Notes that a directory is new and empty: any name is absent until one is made. Its listing is
+    /// still asked for.
+    pub fn set_empty(&self, dir: &FileHandle) {
+        let token = self.token(dir);
+        self.set_listing_part(dir, 0, &[], true, Default::default(), token);
+        self.change_node(dir, |node| (std::mem::take(&mut node.listed), ()));
+    }
+
     /// Returns counters.
     pub fn stats(&self) -> IndexStats {
         let (changes, pending) = self.queue.counts();

@@ -76,6 +76,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 pub use format::{PATH_BYTES_MAX, PAYLOAD_MAX};
 pub use read::ReadError;
+#[allow(unused_imports, reason = "the type of what `segments` returns")]
 pub use reclaim::SegmentInfo;
 pub use record::{Base, Place, Record, WriteHeader};
 pub use replay::{FileState, Rebuild, RecoveredFile};

@@ -9,13 +9,12 @@ mod budget;
 mod buffer;
 mod counters;
 pub mod crash;
-#[allow(dead_code, reason = "the disk cache will use it")]
 mod dirty;
+pub mod disk;
 mod extents;
 mod file;
-#[allow(dead_code, unused_imports, reason = "the disk cache will use it")]
-mod journal;
 pub mod index;
+mod journal;
 mod key;
 mod lru;
 mod options;
@@ -25,5 +24,6 @@ mod unit;
 
 pub use buffer::{BufferLayer, FileInfo};
 pub use counters::Counters;
+pub use disk::DiskCache;
 pub use key::FileKey;
 pub use options::BufferOptions;

@@ -49,9 +49,7 @@ use geometry::Layout;
 use locks::{Kind, Locks, lock_bytes};
 use tags::Tags;
 
-/// A version of a file, by a random number. 0 is never a key.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct FileKey(pub u64);
+pub use crate::key::FileKey;
 
 /// What a store did since it was opened.
 #[derive(Debug, Default)]

@@ -25,12 +25,14 @@ pub struct Epoch {
     pub number: u64,
     /// The sum of the extents' lengths.
     pub bytes: u64,
+    /// The highest sequence number that was ever in it.
+    pub newest_seq: u64,
     extents: BTreeMap<u64, Held>,
 }
 
 impl Epoch {
     pub fn new(number: u64) -> Self {
-        Self { number, bytes: 0, extents: BTreeMap::new() }
+        Self { number, bytes: 0, newest_seq: 0, extents: BTreeMap::new() }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -118,6 +120,7 @@ impl Epoch {
         if extent.len > 0 {
             let Extent { start, len, skip, seq, place } = *extent;
             self.bytes += u64::from(len);
+            self.newest_seq = self.newest_seq.max(seq);
             self.extents.insert(start, Held { len, skip, seq, place });
         }
     }

@@ -1,16 +1,16 @@
 //! Attributes: what the server's tell of others' changes, and what is answered without asking.
 
 use gridvfs_vfs::{
-    Access, AccessGranted, Attr, Caller, FileHandle, FileKind, Result, Status, Wcc, WccAttr,
+    Access, AccessGranted, Attr, Caller, FileHandle, FileKind, Result, Status, Vfs, Wcc, WccAttr,
 };
 
 use super::node::{ConflictKind, Node, State};
 use super::options::{Consistency, Policy};
 use super::{Core, now_ms};
+use crate::FileKey;
 use crate::counters::add;
 use crate::index::Known;
-use crate::journal::Record;
-use crate::store::FileKey;
+use crate::journal::{Base, Record};
 
 const WRITING: u32 = Access::MODIFY | Access::EXTEND | Access::DELETE;
 
@@ -27,7 +27,7 @@ impl Core {
             Consistency::Dedicated => true,
             Consistency::Shared => false,
             // What an earlier session knew is asked for once.
-            Consistency::ReadOnlyShared => known.at_ms >= self.began_ms,
+            Consistency::ReadOnlyShared => known.at >= self.began_ms,
         }
     }
 
@@ -75,8 +75,8 @@ impl Core {
         };
         let mut state = node.state.lock();
         if state.can_judge(asked) {
-            let foreign = state.settled
-                && state.base.is_some_and(|base| !same_data(&base, &signature));
+            let foreign =
+                state.settled && state.base.is_some_and(|base| !same_data(&base, &signature));
             state.settled = true;
             if foreign && state.dirty.is_empty() {
                 self.renew(&node, &mut state, Some(signature));
@@ -105,7 +105,7 @@ impl Core {
 
     fn note_attr(&self, known: &mut Known, attr: &Attr) {
         known.attr = Some(*attr);
-        known.at_ms = now_ms();
+        known.at = now_ms();
     }
 
     /// Takes attributes that need no correction afterwards.
@@ -126,6 +126,9 @@ impl Core {
             known.base = base;
         });
         node.set_key(key);
+        if !self.pins.lock().is_empty() {
+            self.repin();
+        }
     }
 
     /// Takes what a change of ours left of a file's data (SETATTR of the size).
@@ -135,9 +138,10 @@ impl Core {
             Some(after) => {
                 state.base = Some(WccAttr::from(&after));
                 state.settled = true;
-                let base = state.base;
+                let (base, written) = (state.base, self.period());
                 self.index.update(&node.handle, |known| {
                     known.base = base;
+                    known.written = written;
                     self.note_attr(known, &after);
                 });
             }
@@ -175,10 +179,8 @@ impl Core {
     ) -> Result<AccessGranted> {
         if wanted.0 & WRITING != 0 {
             let node = self.known(file);
-            let policy = node.map_or_else(
-                || self.settings().policy,
-                |node| self.treatment(&node).policy,
-            );
+            let policy =
+                node.map_or_else(|| self.settings().policy, |node| self.treatment(&node).policy);
             if policy == Policy::ReadOnly {
                 return Err(Status::ROFS.into());
             }
@@ -249,8 +251,13 @@ fn rights(attr: &Attr, caller: &Caller, wanted: u32) -> Option<u32> {
 }
 
 /// What the journal keeps of a file's data version.
-pub(crate) fn base_record(handle: &FileHandle, base: &WccAttr) -> Record {
-    Record::Base { handle: *handle, size: base.size, mtime: base.mtime, ctime: base.ctime }
+pub(crate) fn base_of(node: &Node, base: &WccAttr) -> Base {
+    Base { size: base.size, mtime: base.mtime, ctime: base.ctime, key: node.key().0 }
+}
+
+/// See [`base_of`].
+pub(crate) fn base_record(node: &Node, base: &WccAttr) -> Record {
+    Record::Base { handle: node.handle, base: base_of(node, base) }
 }
 
 #[cfg(test)]

@@ -5,11 +5,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use gridvfs_vfs::{
-    CreateHow, Error, FileHandle, Result, SetAttr, Stability, Status, Vfs, WccAttr,
-};
+use gridvfs_vfs::{CreateHow, Error, FileHandle, Result, SetAttr, Stability, Status, Vfs, WccAttr};
 
 use super::node::{ConflictKind, Node, State};
+use super::write::freed_bytes;
 use super::{Core, DiskCache, attributes};
 use crate::counters::add;
 use crate::journal::Record;
@@ -81,7 +80,7 @@ impl Core {
         state.conflict = Some(kind);
         add(&self.counters.conflicts, 1);
         if let Err(error) =
-            self.log(&Record::Conflict { handle: node.handle, kind: kind.code() })
+            self.log(state, Record::Conflict { handle: node.handle, kind: kind.code() })
         {
             log::warn!("{error}");
         }
@@ -101,9 +100,9 @@ impl Core {
 
     fn drop_mine(&self, node: &Node) -> Result<()> {
         let mut state = node.state.lock();
-        self.log(&Record::Removed { handle: node.handle })?;
+        self.log(&mut state, Record::Removed { handle: node.handle })?;
         let freed = state.dirty.clear();
-        add(&self.counters.dropped_bytes, freed.dirty_bytes());
+        add(&self.counters.dropped_bytes, freed_bytes(&freed));
         self.count_freed(&freed);
         state.conflict = None;
         state.failing = None;
@@ -125,14 +124,14 @@ impl Core {
                 let attr = self.buffer.getattr(&self.own, &node.handle).await?;
                 let base = WccAttr::from(&attr);
                 let mut state = node.state.lock();
-                self.log(&Record::Resolved { handle: node.handle })?;
-                self.log(&attributes::base_record(&node.handle, &base))?;
+                self.log(&mut state, Record::Resolved { handle: node.handle })?;
                 state.base = Some(base);
                 state.settled = true;
                 state.conflict = None;
                 state.retry_at = None;
                 // Clean blocks of ours that theirs differ from are not part of our changes.
                 self.renew(node, &mut state, Some(base));
+                self.log(&mut state, attributes::base_record(node, &base))?;
                 state.flush_wanted = state.newest;
                 state.commit_wanted = state.newest;
             }
@@ -153,7 +152,12 @@ impl Core {
 
     /// Copies our version to a new file in the same directory: what is unsent, what the cache has
     /// of the version that it was written over, and for the rest what the server has now.
-    async fn save_mine(&self, node: &Arc<Node>, kind: ConflictKind, beside: bool) -> Result<String> {
+    async fn save_mine(
+        &self,
+        node: &Arc<Node>,
+        kind: ConflictKind,
+        beside: bool,
+    ) -> Result<String> {
         let place = self.index.name_of(&node.handle);
         let (dir, name) = place.unwrap_or_else(|| (self.root, b"unnamed".as_slice().into()));
         let stamp = super::now().seconds;
@@ -195,8 +199,8 @@ impl Core {
             while done < length {
                 let part = data.slice(done..);
                 let offset = at + done as u64;
-                let written = self.buffer.write(&self.own, &target, offset, part,
-                    Stability::Unstable);
+                let written =
+                    self.buffer.write(&self.own, &target, offset, part, Stability::Unstable);
                 done += written.await?.count.max(1) as usize;
             }
             at += length as u64;

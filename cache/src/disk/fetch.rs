@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
-use gridvfs_vfs::{Caller, Error, Result, Status};
+use gridvfs_vfs::{Caller, Error, Result, Status, Vfs};
 
 use super::Core;
 use super::node::{Fetch, Node};
@@ -67,7 +67,14 @@ impl Core {
     }
 
     /// Stores what was fetched. A full disk is no error of the reader's.
-    pub fn keep(&self, node: &Node, key: crate::store::FileKey, start: u64, data: &[u8], eof: bool) {
+    pub fn keep(
+        &self,
+        node: &Node,
+        key: crate::store::FileKey,
+        start: u64,
+        data: &[u8],
+        eof: bool,
+    ) {
         if node.state.lock().conflict.is_some() {
             return;
         }

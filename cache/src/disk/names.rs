@@ -3,11 +3,12 @@
 
 use gridvfs_vfs::{
     Caller, CreateHow, Created, DirEntry, DirPage, Entry, Error, FileHandle, FileKind, Linked,
-    Result, SetAttr, Status, Verifier, Wcc, WccAttr,
+    Result, SetAttr, Status, Verifier, Vfs, Wcc, WccAttr,
 };
 
 use super::Core;
 use crate::counters::add;
+use crate::crash;
 use crate::index::Name;
 use crate::journal::Record;
 
@@ -55,7 +56,7 @@ impl Core {
     fn after(&self, dir: &FileHandle, wcc: &Wcc) {
         self.index.update(dir, |known| {
             known.attr = wcc.after;
-            known.at_ms = super::now_ms();
+            known.at = super::now_ms();
         });
     }
 
@@ -81,7 +82,7 @@ impl Core {
                 }
                 self.index.update(handle, |known| {
                     known.attr = made.attr;
-                    known.at_ms = super::now_ms();
+                    known.at = super::now_ms();
                 });
                 self.index.set_name(dir, name, Some(*handle));
             }
@@ -123,8 +124,11 @@ impl Core {
             state.base = Some(WccAttr::from(&*attr));
             state.settled = true;
             node.set_size(Some(attr.size));
-            let base = state.base;
-            self.index.update(&handle, |known| known.base = base);
+            let (base, written) = (state.base, self.period());
+            self.index.update(&handle, |known| {
+                known.base = base;
+                known.written = written;
+            });
         } else {
             self.observe(&handle, attr, asked);
         }
@@ -148,6 +152,7 @@ impl Core {
             }
             Err(error) => {
                 self.index.forget_name(dir, name);
+                self.not_removed(child.as_ref());
                 Err(error)
             }
         }
@@ -158,13 +163,16 @@ impl Core {
     fn intend_removal(&self, child: Option<&FileHandle>) -> Result<()> {
         let Some(node) = child.and_then(|handle| self.known(handle)) else { return Ok(()) };
         if node.is_local() {
-            self.log(&Record::RemoveIntent { handle: node.handle })?;
+            let mut state = node.state.lock();
+            self.log(&mut state, Record::RemoveIntent { handle: node.handle })?;
+            crash::point(crash::Point::BEFORE_REMOVE);
         }
         Ok(())
     }
 
     /// A name of a file is gone. If it was the last, unsent data is dropped.
     async fn name_gone(&self, caller: &Caller, child: Option<&FileHandle>) {
+        crash::point(crash::Point::AFTER_REMOVE);
         let Some(handle) = child else { return };
         let links = self.index.node(handle).and_then(|known| known.attr).map(|attr| attr.links);
         if links == Some(1) {
@@ -178,6 +186,19 @@ impl Core {
                 self.buffer.getattr(caller, handle).await
         {
             self.discard(handle);
+        } else {
+            self.not_removed(child);
+        }
+    }
+
+    /// A removal that was noted has not come about, or has left other names.
+    fn not_removed(&self, child: Option<&FileHandle>) {
+        let Some(node) = child.and_then(|handle| self.known(handle)) else { return };
+        let mut state = node.state.lock();
+        if state.said.remove_intent
+            && let Err(error) = self.log(&mut state, Record::Abandoned { handle: node.handle })
+        {
+            log::warn!("{error}");
         }
     }
 
@@ -220,13 +241,13 @@ impl Core {
         let moved = find(from);
         let replaced = find(to).filter(|handle| Some(*handle) != moved);
         self.intend_removal(replaced.as_ref())?;
-        let renamed =
-            self.buffer.rename(caller, from.0, from.1, to.0, to.1, no_replace).await;
+        let renamed = self.buffer.rename(caller, from.0, from.1, to.0, to.1, no_replace).await;
         let (from_wcc, to_wcc) = match renamed {
             Ok(wccs) => wccs,
             Err(error) => {
                 self.index.forget_name(from.0, from.1);
                 self.index.forget_name(to.0, to.1);
+                self.not_removed(replaced.as_ref());
                 return Err(error);
             }
         };
@@ -303,16 +324,16 @@ impl Core {
             return Ok(page);
         }
         let asked = self.ask();
-        let token = self.index.listing_token(dir);
-        let mut page =
-            self.buffer.readdir(caller, dir, cookie, verifier, size_bytes, plus).await?;
+        let token = self.index.token(dir);
+        let mut page = self.buffer.readdir(caller, dir, cookie, verifier, size_bytes, plus).await?;
         for entry in &mut page.entries {
             let dots = &entry.name[..] == b"." || &entry.name[..] == b"..";
             if let (Some(handle), Some(attr), false) = (&entry.handle, &mut entry.attr, dots) {
                 self.observe(handle, attr, asked);
             }
         }
-        self.index.set_listing_part(dir, cookie, &page, token);
+        let (entries, eof) = (&page.entries, page.eof);
+        self.index.set_listing_part(dir, cookie, entries, eof, page.verifier, token);
         self.walk_listed(dir, &page.entries);
         Ok(page)
     }

@@ -13,8 +13,9 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::options::{CacheKind, Policy, Treatment};
+use crate::FileKey;
 use crate::dirty::Dirty;
-use crate::store::FileKey;
+use crate::journal::FileState;
 
 /// Stands for a size that is not known.
 const SIZE_UNKNOWN: u64 = u64::MAX;
@@ -126,6 +127,8 @@ pub(crate) struct State {
     /// How often the server did not answer.
     pub silences: u64,
     pub conflict: Option<ConflictKind>,
+    /// What the journal says of the file beside its data.
+    pub said: FileState,
     /// Whether the base has been compared with the server since data was last handed on.
     pub checked: bool,
     /// Data of an earlier process that may be on its way, or be there already.
@@ -170,6 +173,7 @@ impl Node {
                 retry_at: None,
                 silences: 0,
                 conflict: None,
+                said: FileState::default(),
                 checked: false,
                 in_doubt: false,
             }),

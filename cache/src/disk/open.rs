@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use dashmap::DashMap;
 use gridvfs_vfs::{Caller, FileHandle, Vfs};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
@@ -56,11 +56,16 @@ fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> OpenError {
     move |source| OpenError::Io { path, source }
 }
 
-/// What the cache was made for, and when its machine was started: one line each.
-#[derive(PartialEq, Eq)]
-struct Origin {
+/// What the cache was made for, when its machine was started, and up to where it is safe from a power
+/// loss: four lines of text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
     root: String,
     boot: String,
+    /// The period of the store: from one time that it is made durable to the next.
+    pub period: u64,
+    /// All changes up to the end of this period are durable.
+    pub safe: u64,
 }
 
 impl Origin {
@@ -68,7 +73,7 @@ impl Origin {
         // A machine that does not tell is taken to have been started anew each time.
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
         let boot = boot.unwrap_or_else(|_| format!("unknown-{}", now_ms()));
-        Self { root: format!("{root:?}"), boot: boot.trim().into() }
+        Self { root: format!("{root:?}"), boot: boot.trim().into(), period: 1, safe: 0 }
     }
 
     fn read(path: &Path) -> Result<Option<Self>, OpenError> {
@@ -76,16 +81,19 @@ impl Origin {
             Ok(text) => {
                 let mut lines = text.lines();
                 let mut line = || lines.next().unwrap_or_default().to_string();
-                Ok(Some(Self { root: line(), boot: line() }))
+                let (root, boot) = (line(), line());
+                let mut number = || line().parse().unwrap_or(0);
+                Ok(Some(Self { root, boot, period: number(), safe: number() }))
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(io_error(path)(error)),
         }
     }
 
-    fn write(&self, path: &Path) -> Result<(), OpenError> {
+    pub fn write(&self, path: &Path) -> Result<(), OpenError> {
         let draft = path.with_extension("draft");
-        std::fs::write(&draft, format!("{}\n{}\n", self.root, self.boot))
+        let Self { root, boot, period, safe } = self;
+        std::fs::write(&draft, format!("{root}\n{boot}\n{period}\n{safe}\n"))
             .and_then(|()| std::fs::File::open(&draft)?.sync_all())
             .and_then(|()| std::fs::rename(&draft, path))
             .map_err(io_error(path))
@@ -114,7 +122,7 @@ impl DiskCache {
         let root = buffer.root();
         let info = buffer.fsinfo(&own, &root).await?;
         let origin_path = dir.join("origin");
-        let origin = Origin::now(&root);
+        let mut origin = Origin::now(&root);
         let before = Origin::read(&origin_path)?;
 
         let mut rebuild = Rebuild::new();
@@ -140,17 +148,23 @@ impl DiskCache {
         if moved {
             log::info!("the source leads to another export than before: the cache starts empty");
             store.clear();
-            index.forget_everything();
+            index.forget_all();
         }
         let restarted = before.as_ref().is_some_and(|before| before.boot != origin.boot);
-        if restarted && !index.closed_cleanly() {
-            // Blocks that were written before the machine went down may be older than the server's.
-            index.distrust_written();
+        if let Some(before) = &before {
+            if restarted && !index.closed_cleanly() {
+                // Blocks that we changed before the machine went down may be older than the server's.
+                index.distrust_written(before.safe);
+            }
+            // The period before may have begun without a word of it having reached the disk.
+            origin.period = before.period.max(before.safe) + 2;
+            origin.safe = before.safe;
         }
-        if before != Some(Origin::now(&root)) {
+        if !shared || before.is_none() {
             origin.write(&origin_path)?;
         }
-        if settings.consistency != Consistency::Dedicated {
+        // A process that was killed may have changed names without a word of it in the index.
+        if settings.consistency != Consistency::Dedicated || !index.closed_cleanly() {
             index.forget_all();
         }
         for damage in &damage {
@@ -168,6 +182,8 @@ impl DiskCache {
             store,
             journal,
             index,
+            origin: Mutex::new(origin),
+            origin_path,
             journal_dir,
             shared,
             small_max_bytes,

@@ -1,13 +1,14 @@
 //! Reading: what is unsent from the journal, what is stored from the store, the rest from below.
 
 use bytes::{Bytes, BytesMut};
-use gridvfs_vfs::{Caller, Error, FileHandle, ReadData, Result, SeekWhence, Status};
+use gridvfs_vfs::{Caller, Error, FileHandle, ReadData, Result, SeekWhence, Status, Vfs};
 
 use super::Core;
 use super::node::{ConflictKind, Node};
 use super::options::Treatment;
 use crate::counters::add;
 use crate::dirty::Piece;
+use crate::journal::ReadError;
 use crate::store::BLOCK_BYTES;
 
 /// The largest answer; whoever asks for more asks again.
@@ -53,7 +54,7 @@ impl Core {
                 Err(error) => Some(Err(error)),
             };
         }
-        if self.store.read(node.key(), offset, out) < length {
+        if self.store.read(node.value().key(), offset, out) < length {
             return None;
         }
         add(&self.counters.hits, 1);
@@ -80,14 +81,15 @@ impl Core {
         let (mut first, mut last) = (u64::MAX, 0);
         for piece in pieces {
             let (start, stop) = match piece {
-                Piece::Held { start, length, .. } => (start, start + u64::from(length)),
+                Piece::Held(extent) => (extent.start, extent.end()),
                 Piece::Gap { start, end } => (start, end),
             };
             let part = &mut out[(start - offset) as usize..(stop - offset) as usize];
             match piece {
-                Piece::Held { place, skip, .. } => {
-                    if let Err(error) = self.journal.read(&place, skip, part) {
-                        if error.is_gone() {
+                Piece::Held(extent) => {
+                    let skip = u64::from(extent.skip);
+                    if let Err(error) = self.journal.read(&extent.place, skip, part) {
+                        if matches!(error, ReadError::Gone(_)) {
                             return Ok(Outcome::Moved);
                         }
                         add(&self.counters.damaged, 1);
@@ -268,10 +270,10 @@ impl Core {
         let end = offset + out.len() as u64;
         node.state.lock().dirty.overlay(offset, end, &mut |piece| pieces.push(piece));
         for piece in pieces {
-            if let Piece::Held { start, length, place, skip } = piece {
-                let from = (start - offset) as usize;
-                let part = &mut out[from..from + length as usize];
-                if self.journal.read(&place, skip, part).is_err() {
+            if let Piece::Held(extent) = piece {
+                let from = (extent.start - offset) as usize;
+                let part = &mut out[from..from + extent.len as usize];
+                if self.journal.read(&extent.place, u64::from(extent.skip), part).is_err() {
                     return Err(Status::IO.into());
                 }
             }
@@ -295,17 +297,17 @@ impl Core {
         if offset >= size {
             return Err(Status::NXIO.into());
         }
-        let server = async |at: u64, whence| match self.buffer.seek(caller, handle, at, whence).await
-        {
-            Err(Error::Status(Status::NXIO)) => Ok(None),
-            result => result.map(Some),
-        };
+        let server =
+            async |at: u64, whence| match self.buffer.seek(caller, handle, at, whence).await {
+                Err(Error::Status(Status::NXIO)) => Ok(None),
+                result => result.map(Some),
+            };
         let held = |from: u64| {
             let mut first = None;
             let state = node.state.lock();
             state.dirty.overlay(from, size, &mut |piece| {
-                if let (Piece::Held { start, length, .. }, None) = (piece, first) {
-                    first = Some((start, start + u64::from(length)));
+                if let (Piece::Held(extent), None) = (piece, first) {
+                    first = Some((extent.start, extent.end()));
                 }
             });
             first

@@ -11,10 +11,10 @@ use gridvfs_vfs::{Caller, FileHandle, WccAttr};
 
 use super::Core;
 use super::node::{ConflictKind, Node, Times};
+use crate::FileKey;
 use crate::counters::add;
 use crate::index::Index;
 use crate::journal::{Damage, RecoveredFile, WriteHeader};
-use crate::store::FileKey;
 
 /// How often the house is kept, if nothing calls for it sooner.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -59,6 +59,7 @@ impl Core {
                 ctime: base.ctime,
             });
             let key = said.base.map(|base| FileKey(base.key));
+            let written_in = self.period();
             let known = self.index.update(&handle, |known| {
                 // The frames are of this version if they are found under the key that had it; after
                 // a power loss not all of them need be.
@@ -66,7 +67,7 @@ impl Core {
                     known.renew_key(base);
                 }
                 known.base = base;
-                known.written = true;
+                known.written = written_in;
             });
             let size = size.or(known.attr.map(|attr| attr.size.max(dirty.end())));
             let node = Arc::new(Node::new(handle, known.key, size, base));
@@ -165,20 +166,35 @@ impl Core {
                     carried: Some(extent.seq),
                 };
                 let (_, place) = self.journal.append_write(&header, &data)?;
-                let mut freed = vec![(extent.place, u64::from(extent.len))];
-                freed.extend(state.dirty.moved(epoch, &extent, place));
+                let freed = state.dirty.moved(epoch, &extent, place);
                 drop(state);
                 self.journal.release_all(&freed);
             }
         }
     }
 
-    /// Makes the store durable; what it was given is believed after a power loss from then on.
+    /// The period of the store that a change of ours falls into.
+    pub fn period(&self) -> u64 {
+        self.origin.lock().period
+    }
+
+    /// Makes the store durable: what was changed before is believed after a power loss from then on.
     pub fn sync_store(&self) {
-        let mark = self.index.written_mark();
-        match self.store.sync() {
-            Ok(()) => self.index.trust_written(mark),
-            Err(error) => log::warn!("cannot make the cache durable: {error}"),
+        // Not only what is being changed now belongs to the next period, but also what is under way.
+        let before = {
+            let mut origin = self.origin.lock();
+            origin.period += 1;
+            origin.period - 1
+        };
+        if let Err(error) = self.store.sync() {
+            log::warn!("cannot make the cache durable: {error}");
+            return;
+        }
+        self.index.flush();
+        let mut origin = self.origin.lock();
+        origin.safe = before;
+        if let Err(error) = origin.write(&self.origin_path) {
+            log::warn!("{error}");
         }
     }
 }

@@ -17,16 +17,16 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use gridvfs_vfs::{
-    Attr, Caller, Error, Result, SetAttr, SetTime, Stability, Status, Vfs, WccAttr,
-};
+use gridvfs_vfs::{Attr, Caller, Error, Result, SetAttr, SetTime, Stability, Status, Vfs, WccAttr};
 
 use super::node::{ConflictKind, Node, State, Times};
+use super::write::freed_bytes;
 use super::{Core, attributes};
+use crate::FileKey;
 use crate::counters::add;
 use crate::crash;
 use crate::dirty::Extent;
-use crate::journal::Record;
+use crate::journal::{ReadError, Record};
 
 /// Write-through: this much is handed on at once, the buffer layer's full WRITE.
 pub(crate) const FULL_BYTES: u64 = 1 << 20;
@@ -139,6 +139,9 @@ impl Core {
         let more_epochs = state.dirty.epochs() > 1;
         let hurry = self.hurry.load(Ordering::Acquire);
         let wanted = state.flush_wanted.max(state.commit_wanted);
+        if self.is_held() && wanted <= state.handed && !hurry {
+            return Step::Wait(None);
+        }
         let since = state.waiting_since.unwrap_or(now);
         let due_at = if lazy {
             let settings = self.settings.read();
@@ -191,7 +194,7 @@ impl Core {
         if check && !self.check_base(node).await? {
             return Ok(());
         }
-        let (writer, mut extents, target) = {
+        let (writer, extents, target) = {
             let mut state = node.state.lock();
             if state.dirty.is_empty() || state.conflict.is_some() {
                 return Ok(());
@@ -200,13 +203,18 @@ impl Core {
             state.waiting_since = None;
             state.waiting_bytes = 0;
             let target = state.dirty.oldest_newest_seq();
-            let extents = state.dirty.oldest_after(state.handed);
+            let handed = state.handed;
+            let mut extents = state.dirty.oldest(0, u64::MAX);
+            extents.retain(|extent| extent.seq > handed);
             (state.writer.clone(), extents, target)
         };
         let writer = writer.unwrap_or_else(|| Arc::new(self.own.clone()));
-        self.log(&Record::Sending { handle: node.handle, up_to: target })?;
+        {
+            let mut state = node.state.lock();
+            let record = Record::Sending { handle: node.handle, up_to_seq: target };
+            self.log(&mut state, record)?;
+        }
         crash::point(crash::Point::BEFORE_WRITE);
-        extents.sort_unstable_by_key(|extent| extent.start);
         let mut rest = &extents[..];
         let mut batch = 0;
         while !rest.is_empty() {
@@ -269,13 +277,13 @@ impl Core {
         let mut pieces: Group = Vec::new();
         let mut current: Option<(u64, BytesMut)> = None;
         for extent in extents {
-            let mut data = BytesMut::zeroed(extent.length as usize);
-            match self.journal.read(&extent.place, extent.skip, &mut data) {
+            let mut data = BytesMut::zeroed(extent.len as usize);
+            match self.journal.read(&extent.place, u64::from(extent.skip), &mut data) {
                 Ok(()) => {}
-                Err(error) if error.is_gone() => continue,
+                Err(ReadError::Gone(_)) => continue,
                 Err(error) => {
                     add(&self.counters.damaged, 1);
-                    let (start, end) = (extent.start, extent.start + u64::from(extent.length));
+                    let (start, end) = (extent.start, extent.end());
                     let path = self.path_text(&node.handle);
                     return Err(Error::Protocol(format!(
                         "{path}: unsent data is damaged at {start}..{end}: {error}"
@@ -352,7 +360,9 @@ impl Core {
         let keeps = self.treatment(node).keeps();
         let (extents, key, conflict) = {
             let state = node.state.lock();
-            (state.dirty.oldest_up_to(target), node.key(), state.conflict.is_some())
+            let mut extents = state.dirty.oldest(0, u64::MAX);
+            extents.retain(|extent| extent.seq <= target);
+            (extents, node.key(), state.conflict.is_some())
         };
         if keeps && !conflict {
             self.store_sent(node, key, extents);
@@ -363,9 +373,16 @@ impl Core {
             // Others' changes were seen meanwhile: what was stored is found no more.
             self.store.cut(key, 0, node.size().unwrap_or(u64::MAX));
         }
-        self.log(&Record::Sent { handle: node.handle, up_to: target, base })?;
+        let sent = Record::Sent {
+            handle: node.handle,
+            up_to_seq: target,
+            start: 0,
+            end: u64::MAX,
+            base: base.map(|base| attributes::base_of(node, &base)),
+        };
+        self.log(&mut state, sent)?;
         crash::point(crash::Point::AFTER_SENT);
-        let freed = state.dirty.clear_sent(target);
+        let freed = state.dirty.clear_sent(target, 0, u64::MAX);
         self.count_freed(&freed);
         state.committed = state.committed.max(target);
         state.answered = state.answered.max(target);
@@ -390,8 +407,7 @@ impl Core {
         Ok(())
     }
 
-    fn store_sent(&self, node: &Node, key: crate::store::FileKey, mut extents: Vec<Extent>) {
-        extents.sort_unstable_by_key(|extent| extent.start);
+    fn store_sent(&self, node: &Node, key: FileKey, extents: Vec<Extent>) {
         let mut rest = &extents[..];
         while !rest.is_empty() {
             let (group, taken) = group_of(rest);
@@ -421,16 +437,14 @@ impl Core {
             (state.times, state.writer.clone())
         };
         let caller = writer.unwrap_or_else(|| Arc::new(self.own.clone()));
+        crash::point(crash::Point::BEFORE_SETTLE);
         let asked = self.ask();
         let set = |time: Option<_>| time.map_or(SetTime::Keep, SetTime::To);
         let attr = if times == Default::default() {
             self.buffer.getattr(&caller, &node.handle).await
         } else {
-            let changes = SetAttr {
-                atime: set(times.atime),
-                mtime: set(times.mtime),
-                ..SetAttr::default()
-            };
+            let changes =
+                SetAttr { atime: set(times.atime), mtime: set(times.mtime), ..SetAttr::default() };
             match self.buffer.setattr(&caller, &node.handle, &changes, None).await {
                 Ok(wcc) if wcc.after.is_some() => Ok(wcc.after.unwrap_or_else(|| unreachable!())),
                 Ok(_) => self.buffer.getattr(&caller, &node.handle).await,
@@ -442,14 +456,28 @@ impl Core {
             }
         };
         match attr {
-            Ok(attr) => self.settled(node, attr, asked, times, lazy),
+            Ok(attr) => {
+                self.settled(node, attr, asked, times, lazy);
+                crash::point(crash::Point::AFTER_SETTLE);
+            }
             Err(Error::Status(Status::STALE | Status::NOENT | Status::BADHANDLE)) => {
                 let mut state = node.state.lock();
                 state.settled = true;
-                state.times = Default::default();
+                self.times_set(node, &mut state);
                 self.index.update(&node.handle, |known| known.attr = None);
             }
             Err(error) => self.failed(node, &error, true),
+        }
+    }
+
+    /// No times are to be set any more.
+    fn times_set(&self, node: &Node, state: &mut State) {
+        state.times = Times::default();
+        if state.said.atime.is_some() || state.said.mtime.is_some() {
+            let none = Record::Times { handle: node.handle, atime: None, mtime: None };
+            if let Err(error) = self.log(state, none) {
+                log::warn!("{error}");
+            }
         }
     }
 
@@ -462,26 +490,27 @@ impl Core {
         state.base = Some(WccAttr::from(&attr));
         state.settled = true;
         if !state.dirty.is_empty() {
-            if let Some(base) = &state.base
-                && let Err(error) = self.log(&attributes::base_record(&node.handle, base))
+            if let Some(base) = state.base
+                && let Err(error) = self.log(&mut state, attributes::base_record(node, &base))
             {
                 log::warn!("{error}");
             }
             return;
         }
         if state.times == times {
-            state.times = Times::default();
+            self.times_set(node, &mut state);
         }
         node.set_size(Some(attr.size));
         if lazy && self.settings.read().consistency.trusts() {
             // What programs have seen stays as they have seen it.
             attr.ctime = state.mtime;
         }
-        let base = state.base;
+        let (base, written) = (state.base, self.period());
         self.index.update(&node.handle, |known| {
             known.base = base;
+            known.written = written;
             known.attr = Some(attr);
-            known.at_ms = super::now_ms();
+            known.at = super::now_ms();
         });
     }
 
@@ -492,6 +521,11 @@ impl Core {
         let attr = match self.buffer.getattr(&self.own, &node.handle).await {
             Ok(attr) => attr,
             Err(Error::Status(Status::STALE | Status::NOENT | Status::BADHANDLE)) => {
+                if node.state.lock().said.remove_intent {
+                    // By an earlier process of ours, which was killed before it could say so.
+                    self.discard(&node.handle);
+                    return Ok(false);
+                }
                 let mut state = node.state.lock();
                 self.find_conflict(node, &mut state, ConflictKind::Removed);
                 return Ok(false);
@@ -511,6 +545,12 @@ impl Core {
             state.base = Some(signature);
             state.settled = true;
             state.in_doubt = false;
+            if state.said.cut_intent.is_some() || state.said.remove_intent {
+                self.log(&mut state, Record::Abandoned { handle: node.handle })?;
+            }
+            return Ok(true);
+        }
+        if self.was_cut(node, &signature)? {
             return Ok(true);
         }
         // WRITEs of a process that was killed may have changed it: then the server has some of the
@@ -528,9 +568,23 @@ impl Core {
         Ok(false)
     }
 
+    /// Says whether a process that was killed has cut the file to the size that it has now.
+    fn was_cut(&self, node: &Node, signature: &WccAttr) -> Result<bool> {
+        let mut state = node.state.lock();
+        if state.said.cut_intent != Some(signature.size) {
+            return Ok(false);
+        }
+        self.cut(node, &mut state, signature.size)?;
+        state.base = Some(*signature);
+        state.settled = true;
+        state.in_doubt = false;
+        self.log(&mut state, attributes::base_record(node, signature))?;
+        Ok(true)
+    }
+
     /// Says whether any piece of the oldest unsent data is on the server already.
     async fn has_arrived(&self, node: &Arc<Node>) -> Result<bool> {
-        let extents = node.state.lock().dirty.oldest_after(0);
+        let extents = node.state.lock().dirty.oldest(0, u64::MAX);
         // Data is sent in the order of offsets: if any has arrived, some of the first has.
         for extent in extents.into_iter().take(ARRIVALS_MAX) {
             for (offset, data) in self.read_group(node, vec![extent]).await? {
@@ -581,11 +635,11 @@ impl Core {
 
     /// Write-through: the program is told, once, and the data is dropped, as it is by NFS clients.
     fn refused(&self, node: &Node, state: &mut State, error: &Error) {
-        if let Err(error) = self.log(&Record::Removed { handle: node.handle }) {
+        if let Err(error) = self.log(state, Record::Removed { handle: node.handle }) {
             log::warn!("{error}");
         }
         let freed = state.dirty.clear();
-        add(&self.counters.dropped_bytes, freed.dirty_bytes());
+        add(&self.counters.dropped_bytes, freed_bytes(&freed));
         self.count_freed(&freed);
         node.note_dirty(state);
         self.release(freed);
@@ -653,7 +707,7 @@ impl Core {
 fn group_of(extents: &[Extent]) -> (Vec<Extent>, usize) {
     let mut bytes = 0;
     let full = |extent: &Extent| {
-        bytes += extent.length as usize;
+        bytes += extent.len as usize;
         bytes > GROUP_BYTES
     };
     let count = extents.iter().position(full).unwrap_or(extents.len()).max(1);

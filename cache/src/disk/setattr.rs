@@ -9,6 +9,7 @@ use gridvfs_vfs::{
 use super::node::{ConflictKind, Node};
 use super::options::Policy;
 use super::{Core, attributes, now};
+use crate::crash;
 use crate::journal::Record;
 
 impl Core {
@@ -55,7 +56,7 @@ impl Core {
                 self.index.update(file, |known| {
                     known.base = base;
                     known.attr = wcc.after;
-                    known.at_ms = super::now_ms();
+                    known.at = super::now_ms();
                 });
                 if let Some(after) = &mut wcc.after {
                     state.overlay(after, node.size());
@@ -64,7 +65,7 @@ impl Core {
             None => {
                 self.index.update(file, |known| {
                     known.attr = wcc.after;
-                    known.at_ms = super::now_ms();
+                    known.at = super::now_ms();
                     if let (Some(base), Some(after)) = (&mut known.base, &wcc.after) {
                         base.mtime = after.mtime;
                         base.ctime = after.ctime;
@@ -94,7 +95,7 @@ impl Core {
         state.times.atime = time(changes.atime).or(state.times.atime);
         state.times.mtime = time(changes.mtime).or(state.times.mtime);
         let (atime, mtime) = (state.times.atime, state.times.mtime);
-        self.log(&Record::Times { handle: node.handle, atime, mtime })?;
+        self.log(&mut state, Record::Times { handle: node.handle, atime, mtime })?;
         state.overlay(&mut attr, node.size());
         Ok(Some(Wcc { before: None, after: Some(attr) }))
     }
@@ -116,11 +117,23 @@ impl Core {
         if node.is_local() {
             // Should this process be killed in between, the next one asks the server what became
             // of it.
-            self.log(&Record::CutIntent { handle: *file, size })?;
+            let mut state = node.state.lock();
+            self.log(&mut state, Record::CutIntent { handle: *file, size })?;
         }
+        crash::point(crash::Point::BEFORE_CUT);
         let asked = self.ask();
-        let mut wcc = self.buffer.setattr(caller, file, changes, guard).await?;
+        let changed = self.buffer.setattr(caller, file, changes, guard).await;
+        crash::point(crash::Point::AFTER_CUT);
         let mut state = node.state.lock();
+        let mut wcc = match changed {
+            Ok(wcc) => wcc,
+            Err(error) => {
+                if state.said.cut_intent.is_some() {
+                    self.log(&mut state, Record::Abandoned { handle: *file })?;
+                }
+                return Err(error);
+            }
+        };
         let foreign = state.settled
             && state.can_judge(asked)
             && matches!((&wcc.before, &state.base), (Some(before), Some(base))
@@ -139,8 +152,8 @@ impl Core {
         }
         if !state.dirty.is_empty() {
             state.mtime = now();
-            if let Some(base) = &state.base {
-                self.log(&attributes::base_record(file, base))?;
+            if let Some(base) = state.base {
+                self.log(&mut state, attributes::base_record(&node, &base))?;
             }
         }
         if let Some(after) = &mut wcc.after {
@@ -174,9 +187,10 @@ impl Core {
             state.overtake(offset, u64::MAX);
             state.changed_at = self.tick();
             state.settled = false;
-            if matches!(how, Allocation::PunchHole | Allocation::ZeroRange
-                | Allocation::ZeroRangeKeepSize)
-            {
+            if matches!(
+                how,
+                Allocation::PunchHole | Allocation::ZeroRange | Allocation::ZeroRangeKeepSize
+            ) {
                 self.store.cut(node.key(), offset, end);
             }
         }

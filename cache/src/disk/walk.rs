@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gridvfs_vfs::{Attr, Caller, DirEntry, FileHandle, FileKind, Vfs};
+use gridvfs_vfs::{Attr, Caller, DirEntry, FileHandle, FileKind};
 use parking_lot::Mutex;
 
 use super::Core;

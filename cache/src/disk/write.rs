@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use gridvfs_vfs::{Caller, Error, FileHandle, Result, Status};
+use gridvfs_vfs::{Caller, Error, FileHandle, Result, Status, Vfs};
 
 use super::attributes::base_record;
 use super::node::{Node, State};
@@ -18,6 +18,8 @@ use crate::journal::{Record, WriteHeader};
 const RECORD_BYTES_MAX: usize = 1 << 20;
 /// How much of the cache is given back to a full disk at once, in bytes.
 const GIVE_BACK_BYTES: u64 = 64 << 20;
+/// After this many bytes were released, segments of the journal are looked for that may go.
+const RECLAIM_BYTES: u64 = 32 << 20;
 /// How long a writer waits before it looks for room again, should nobody tell it.
 const ROOM_PAUSE: Duration = Duration::from_millis(250);
 
@@ -177,7 +179,7 @@ impl Core {
             state.writer = Some(Arc::new(caller.clone()));
         }
         let time = now();
-        let mut freed = Freed::default();
+        let mut freed = Freed::new();
         let mut done = Ok(());
         let mut at = offset;
         for part in data.chunks(RECORD_BYTES_MAX) {
@@ -187,6 +189,8 @@ impl Core {
                 time,
                 uid: caller.uid,
                 gid: caller.gid,
+                epoch: state.dirty.epoch(),
+                carried: None,
             };
             match self.journal.append_write(&header, part) {
                 Ok((seq, place)) => {
@@ -235,17 +239,21 @@ impl Core {
     /// Notes in the journal what the file is like that is about to have unsent data.
     pub fn begin(&self, node: &Node, state: &mut State) -> std::io::Result<()> {
         if let Some(base) = &state.base {
-            self.journal.append(&base_record(&node.handle, base))?;
+            let record = base_record(node, base);
+            self.journal.append(&record)?;
+            state.said.apply(&record);
         }
         if let Some(path) = self.index.path_of(&node.handle, &self.root) {
-            self.journal.append(&Record::Path { handle: node.handle, path })?;
+            let record = Record::Path { handle: node.handle, path };
+            self.journal.append(&record)?;
+            state.said.apply(&record);
         }
         Ok(())
     }
 
     /// Counts bytes that are no longer unsent.
     pub fn count_freed(&self, freed: &Freed) {
-        sub(&self.dirty_bytes, freed.dirty_bytes());
+        sub(&self.dirty_bytes, freed_bytes(freed));
     }
 
     /// Lets the journal have the room of data back.
@@ -253,23 +261,29 @@ impl Core {
         if freed.is_empty() {
             return;
         }
-        for (place, bytes) in freed.places() {
-            self.journal.release(place, *bytes);
+        self.journal.release_all(&freed);
+        let bytes = freed_bytes(&freed);
+        if self.dead_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes >= RECLAIM_BYTES {
+            self.reclaim.notify_one();
         }
         self.room.notify_waiters();
     }
 
     /// Writes a record about a file.
-    pub fn log(&self, record: &Record) -> Result<()> {
-        match self.journal.append(record) {
-            Ok(_) => Ok(()),
+    pub fn log(&self, state: &mut State, record: Record) -> Result<()> {
+        let appended = self.journal.append(&record).or_else(|_| {
+            // Room for a record is found where there is room for none.
+            self.store.give_back(GIVE_BACK_BYTES);
+            self.journal.append(&record)
+        });
+        match appended {
+            Ok(_) => {
+                state.said.apply(&record);
+                Ok(())
+            }
             Err(error) => {
-                // Room for a record is found where there is room for none.
-                self.store.give_back(GIVE_BACK_BYTES);
-                self.journal.append(record).map(drop).map_err(|_| {
-                    log::error!("cannot write to the journal: {error}");
-                    Error::Status(Status::from_errno(error.raw_os_error().unwrap_or(libc::EIO)))
-                })
+                log::error!("cannot write to the journal: {error}");
+                Err(Status::from_errno(error.raw_os_error().unwrap_or(libc::EIO)).into())
             }
         }
     }
@@ -280,9 +294,9 @@ impl Core {
         let old = node.size().unwrap_or(u64::MAX);
         state.overtake(size.min(old), u64::MAX);
         if !state.dirty.is_empty() {
-            self.log(&Record::Cut { handle: node.handle, size })?;
+            self.log(state, Record::Cut { handle: node.handle, size, base: None })?;
             let freed = state.dirty.truncate(size);
-            add(&self.counters.dropped_bytes, freed.dirty_bytes());
+            add(&self.counters.dropped_bytes, freed_bytes(&freed));
             node.note_dirty(state);
             self.count_freed(&freed);
             self.release(freed);
@@ -299,11 +313,11 @@ impl Core {
         if let Some(node) = self.known(handle) {
             let mut state = node.state.lock();
             if !state.dirty.is_empty() {
-                if let Err(error) = self.log(&Record::Removed { handle: *handle }) {
+                if let Err(error) = self.log(&mut state, Record::Removed { handle: *handle }) {
                     log::warn!("{error}");
                 }
                 let freed = state.dirty.clear();
-                add(&self.counters.dropped_bytes, freed.dirty_bytes());
+                add(&self.counters.dropped_bytes, freed_bytes(&freed));
                 self.count_freed(&freed);
                 node.note_dirty(&state);
                 self.release(freed);
@@ -346,7 +360,7 @@ impl Core {
             if state.dirty.is_empty() {
                 return Ok(());
             }
-            self.log(&Record::Barrier { handle: *handle })?;
+            self.log(&mut state, Record::Barrier { handle: *handle })?;
             state.dirty.barrier();
         }
         add(&self.counters.local_syncs, 1);
@@ -361,6 +375,11 @@ impl Core {
             Err(_) => Err(Error::Interrupted),
         }
     }
+}
+
+/// How many bytes of the journal this sets free.
+pub(crate) fn freed_bytes(freed: &Freed) -> u64 {
+    freed.iter().map(|(_, bytes)| bytes).sum()
 }
 
 fn no_room(error: std::io::Error) -> Refused {

@@ -45,6 +45,7 @@ CREATE TABLE IF NOT EXISTS node(
     at INTEGER NOT NULL,
     attr BLOB,
     base BLOB,
+    written INTEGER NOT NULL,
     names INTEGER NOT NULL,
     flags INTEGER NOT NULL,
     verifier BLOB,

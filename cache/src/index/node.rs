@@ -20,12 +20,15 @@ pub struct Known {
     pub key: FileKey,
     /// The server's version of the data that the frames under `key` are of; `None`: no frames.
     pub base: Option<WccAttr>,
+    /// In which period of the store (from one time that it was made durable to the next) we last
+    /// changed the file's data; 0: never.
+    pub written: u64,
 }
 
 impl Known {
     /// Nothing, under a key of its own.
     pub(super) fn new() -> Self {
-        Self { attr: None, at: 0, key: FileKey::random(), base: None }
+        Self { attr: None, at: 0, key: FileKey::random(), base: None, written: 0 }
     }
 
     /// Gives it a new key: the frames that it has can no longer be reached.

@@ -98,6 +98,7 @@ struct NodeColumns<'a> {
     at: u64,
     attr: Option<&'a [u8]>,
     base: Option<&'a [u8]>,
+    written: u64,
     names: u64,
     flags: i64,
     verifier: Option<&'a [u8]>,
@@ -110,7 +111,7 @@ impl NodeColumns<'_> {
     fn sum(&self) -> u64 {
         let sum = Sum(FNV_START).bytes(Some(self.handle));
         let sum = sum.number(self.key).number(self.epoch).number(self.at);
-        let sum = sum.bytes(self.attr).bytes(self.base);
+        let sum = sum.bytes(self.attr).bytes(self.base).number(self.written);
         let sum = sum.number(self.names).number(self.flags as u64).bytes(self.verifier);
         sum.bytes(self.target).bytes(self.dir).bytes(self.name).0
     }
@@ -126,6 +127,7 @@ pub(super) fn put_node(to: &Connection, handle: &FileHandle, row: &NodeRow) -> S
         at: row.known.at,
         attr: attr.as_ref().map(|attr| &attr[..]),
         base: base.as_ref().map(|base| &base[..]),
+        written: row.known.written,
         names: row.names,
         flags: i64::from(row.complete) * FLAG_COMPLETE + i64::from(row.listed) * FLAG_LISTED,
         verifier: row.listed.then_some(&row.verifier),
@@ -134,7 +136,7 @@ pub(super) fn put_node(to: &Connection, handle: &FileHandle, row: &NodeRow) -> S
         name: row.place.as_ref().map(|place| &place.name[..]),
     };
     to.prepare_cached(
-        "INSERT OR REPLACE INTO node VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+        "INSERT OR REPLACE INTO node VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
     )?
     .execute(params![
         columns.handle,
@@ -143,6 +145,7 @@ pub(super) fn put_node(to: &Connection, handle: &FileHandle, row: &NodeRow) -> S
         columns.at as i64,
         columns.attr,
         columns.base,
+        columns.written as i64,
         columns.names as i64,
         columns.flags,
         columns.verifier,
@@ -181,7 +184,7 @@ impl<T> Found<T> {
 
 pub(super) fn node(from: &Connection, handle: &FileHandle) -> SqlResult<Found<NodeRow>> {
     let mut find = from.prepare_cached(
-        "SELECT key, epoch, at, attr, base, names, flags, verifier, target, dir, name, sum
+        "SELECT key, epoch, at, attr, base, written, names, flags, verifier, target, dir, name, sum
          FROM node WHERE handle = ?1",
     )?;
     let row = find.query_row([handle.as_bytes()], |row| {
@@ -193,14 +196,15 @@ pub(super) fn node(from: &Connection, handle: &FileHandle) -> SqlResult<Found<No
             at: row.get::<_, i64>(2)? as u64,
             attr: blob(3)?,
             base: blob(4)?,
-            names: row.get::<_, i64>(5)? as u64,
-            flags: row.get(6)?,
-            verifier: blob(7)?,
-            target: blob(8)?,
-            dir: blob(9)?,
-            name: blob(10)?,
+            written: row.get::<_, i64>(5)? as u64,
+            names: row.get::<_, i64>(6)? as u64,
+            flags: row.get(7)?,
+            verifier: blob(8)?,
+            target: blob(9)?,
+            dir: blob(10)?,
+            name: blob(11)?,
         };
-        let whole = columns.sum() == row.get::<_, i64>(11)? as u64;
+        let whole = columns.sum() == row.get::<_, i64>(12)? as u64;
         Ok(whole.then(|| unpack(&columns)).flatten())
     });
     Ok(Found::of(row.optional()?))
@@ -222,6 +226,7 @@ fn unpack(columns: &NodeColumns) -> Option<NodeRow> {
             at: columns.at,
             key: FileKey(columns.key),
             base: base.flatten(),
+            written: columns.written,
         },
         epoch: columns.epoch,
         names: columns.names,
@@ -236,6 +241,11 @@ fn unpack(columns: &NodeColumns) -> Option<NodeRow> {
 pub(super) fn forget_node(to: &Connection, handle: &FileHandle) -> SqlResult<()> {
     to.prepare_cached("DELETE FROM node WHERE handle = ?1")?.execute([handle.as_bytes()])?;
     Ok(())
+}
+
+/// Forgets the files whose data we have changed after this period of the store.
+pub(super) fn forget_written(to: &Connection, after: u64) -> SqlResult<usize> {
+    to.execute("DELETE FROM node WHERE written > ?1", [after as i64])
 }
 
 pub(super) fn handle_of_key(from: &Connection, key: FileKey) -> SqlResult<Option<FileHandle>> {

@@ -220,7 +220,7 @@ pub mod kind {
 
 const TIMES_ATIME: u16 = 1;
 const TIMES_MTIME: u16 = 2;
-const BASE_BYTES: usize = 32;
+const BASE_BYTES: usize = 40;
 
 fn put_time(body: &mut Vec<u8>, time: Time) {
     body.extend(time.seconds.to_le_bytes());
@@ -235,11 +235,17 @@ fn put_base(body: &mut Vec<u8>, base: &Base) {
     body.extend(base.size.to_le_bytes());
     put_time(body, base.mtime);
     put_time(body, base.ctime);
+    body.extend(base.key.to_le_bytes());
 }
 
 fn base_of(body: &[u8]) -> Option<Base> {
     let body = body.get(..BASE_BYTES)?;
-    Some(Base { size: u64_at(body, 0), mtime: time_at(body, 8), ctime: time_at(body, 20) })
+    Some(Base {
+        size: u64_at(body, 0),
+        mtime: time_at(body, 8),
+        ctime: time_at(body, 20),
+        key: u64_at(body, 32),
+    })
 }
 
 /// Makes the header and the body of a record; the log fills in where and when. A Write's body is

@@ -45,6 +45,8 @@ pub struct Base {
     pub mtime: Time,
     /// When anything of it was last changed.
     pub ctime: Time,
+    /// The key ([`crate::FileKey`]) under which its blocks are stored.
+    pub key: u64,
 }
 
 /// A record.
