@@ -190,6 +190,9 @@ pub struct Journal {
     live: AtomicU64,
     reclaiming: Mutex<()>,
     counters: JournalCounters,
+    /// The next append fails after this many bytes.
+    #[cfg(test)]
+    fail_after: Mutex<Option<usize>>,
 }
 
 impl Journal {

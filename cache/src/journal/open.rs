@@ -96,6 +96,8 @@ impl Journal {
             failed: AtomicBool::new(false),
             reclaiming: Mutex::new(()),
             counters: JournalCounters::default(),
+            #[cfg(test)]
+            fail_after: Mutex::new(None),
         })
     }
 }
@@ -271,21 +273,22 @@ impl Reader<'_> {
 
     /// A record with this number has been found: is one missing before it?
     fn pass(&mut self, seq: u64, segment: &Segment, durable: u64) {
-        if let Some(last) = self.last_seq
-            && seq > last + 1
-        {
-            if self.gaps.is_empty() {
-                self.gaps.push(Damage {
-                    segment: segment.number,
-                    at: 0,
-                    bytes: 0,
-                    file: None,
-                    synced: false,
-                });
+        match self.last_seq {
+            // The log's begin is damaged: nobody knows how many are missing.
+            None => self.flush_gaps(seq <= durable + 1),
+            Some(last) if seq > last + 1 => {
+                if self.gaps.is_empty() {
+                    let segment = segment.number;
+                    self.gaps.push(Damage { segment, at: 0, bytes: 0, file: None, synced: false });
+                }
+                self.flush_gaps(last < durable);
             }
-            self.flush_gaps(last < durable);
+            // None is. But if it is this segment's begin that is damaged, no append made that.
+            Some(_) => {
+                self.gaps.retain(|gap| gap.segment == segment.number && gap.at == 0);
+                self.flush_gaps(true);
+            }
         }
-        self.gaps.clear();
         self.last_seq = self.last_seq.max(Some(seq));
     }
 
