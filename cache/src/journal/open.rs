@@ -24,7 +24,7 @@ impl Journal {
     /// Opens the journal in `dir`, which is made if need be, and replays what it holds.
     ///
     /// Payload that may not have been synced is verified; all of it is with
-    /// [`JournalOptions::verify`]. Nothing is written.
+    /// [`JournalOptions::verify`]. No file is changed.
     pub fn open(
         dir: &Path,
         options: JournalOptions,
@@ -34,7 +34,12 @@ impl Journal {
             let path = path.to_owned();
             move |error| JournalError::Io { path, error }
         };
-        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
+        if !dir.exists() {
+            DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
+            if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                File::open(parent).and_then(|parent| parent.sync_all()).map_err(at(parent))?;
+            }
+        }
         let lock = lock(dir)?;
         let mut found = find_segments(dir)?;
         let log_id = identify(&found).map_err(at(dir))?;

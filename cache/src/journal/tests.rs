@@ -4,6 +4,7 @@ use gridvfs_vfs::Time;
 
 use super::*;
 
+mod figures;
 mod flips;
 mod kills;
 mod model;
@@ -184,4 +185,59 @@ fn syncs_are_shared() {
     let before = counters.syncs.load(Ordering::Relaxed);
     journal.sync().unwrap();
     assert_eq!(counters.syncs.load(Ordering::Relaxed), before);
+}
+
+#[test]
+fn the_first_sync_covers_what_an_earlier_process_left() {
+    let dir = tempdir();
+    let (journal, _, _) = reopen(dir.path(), small());
+    for i in 0..6 {
+        journal.append_write(&write(1, i * 3000, 0), &[1; 3000]).unwrap();
+    }
+    let segments = journal.segments().len();
+    drop(journal);
+    let (journal, _, _) = reopen(dir.path(), small());
+    assert_eq!(journal.tail.lock().unsynced.len(), segments);
+    journal.sync().unwrap();
+    assert!(journal.tail.lock().unsynced.is_empty());
+    assert_eq!(journal.counters().syncs.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn after_a_failed_sync_nothing_is_promised() {
+    let dir = tempdir();
+    let (mut journal, _, _) = reopen(dir.path(), small());
+    let (_, place) = journal.append_write(&write(1, 0, 0), b"data").unwrap();
+    // A descriptor that cannot be synced.
+    let (pipe, _other) = nix::unistd::pipe().unwrap();
+    let pipe = Segment::new(9, PathBuf::new(), pipe.into(), 0);
+    journal.tail.get_mut().unsynced.push(Arc::new(pipe));
+    assert!(journal.sync().is_err());
+    assert!(journal.sync().is_err());
+    assert!(journal.append_write(&write(1, 0, 0), b"more").is_err());
+    assert!(journal.reclaim(&mut |_| Ok(())).is_ok(), "nothing to delete, nothing to sync");
+    let mut out = [0; 4];
+    journal.read(&place, 0, &mut out).unwrap();
+    assert_eq!(&out, b"data");
+}
+
+#[test]
+fn an_idle_segment_is_given_back() {
+    let dir = tempdir();
+    let (journal, _, _) = reopen(dir.path(), small());
+    let (up_to_seq, place) = journal.append_write(&write(1, 0, 0), &[1; 3000]).unwrap();
+    assert_eq!(journal.reclaim(&mut |_| Ok(())).unwrap(), 0);
+    let handle = handle(1);
+    let sent = Record::Sent { handle, up_to_seq, start: 0, end: u64::MAX, base: None };
+    journal.append(&sent).unwrap();
+    journal.release(&place, 3000);
+    let used = journal.used_bytes();
+    assert_eq!(journal.reclaim(&mut |_| Ok(())).unwrap(), used);
+    assert_eq!((journal.used_bytes(), journal.segments().len()), (0, 0));
+    assert!(matches!(journal.read(&place, 0, &mut [0]), Err(ReadError::Gone(1))));
+    let (seq, _) = journal.append_write(&write(1, 0, 0), &[1; 3000]).unwrap();
+    assert_eq!(seq, 3);
+    drop(journal);
+    let (_, files, damages) = reopen(dir.path(), small());
+    assert_eq!((files.len(), damages.len()), (1, 0));
 }
