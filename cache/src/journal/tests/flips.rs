@@ -49,7 +49,7 @@ fn make(dir: &std::path::Path) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
 
     #[test]
     fn every_flip_is_found(which: prop::sample::Index, bit in 0..8u8, verify: bool) {

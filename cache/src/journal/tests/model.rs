@@ -114,7 +114,7 @@ fn step(owner: &mut Owner, op: Op, value: u8) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
     fn nothing_is_lost_and_nothing_comes_back(ops in prop::collection::vec(op(), 1..80)) {
