@@ -20,6 +20,11 @@ use super::segment::{self, Segment};
 use super::sync::SyncState;
 use super::{Damage, Journal, JournalCounters, JournalError, JournalOptions, Replayed};
 
+/// Below this a segment is hardly more than its begin.
+const SEGMENT_BYTES_MIN: u64 = 4096;
+/// Places are kept in 32 bits.
+const SEGMENT_BYTES_MAX: u64 = 1 << 31;
+
 impl Journal {
     /// Opens the journal in `dir`, which is made if need be, and replays what it holds.
     ///
@@ -27,13 +32,14 @@ impl Journal {
     /// [`JournalOptions::verify`]. No file is changed.
     pub fn open(
         dir: &Path,
-        options: JournalOptions,
+        mut options: JournalOptions,
         replay: &mut dyn FnMut(Replayed),
     ) -> Result<Journal, JournalError> {
         let at = |path: &Path| {
             let path = path.to_owned();
             move |error| JournalError::Io { path, error }
         };
+        options.segment_bytes = options.segment_bytes.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
         if !dir.exists() {
             DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
             if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {

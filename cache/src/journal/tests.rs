@@ -241,3 +241,52 @@ fn an_idle_segment_is_given_back() {
     let (_, files, damages) = reopen(dir.path(), small());
     assert_eq!((files.len(), damages.len()), (1, 0));
 }
+
+#[test]
+fn many_threads_at_once() {
+    let dir = tempdir();
+    let (journal, _, _) = reopen(dir.path(), small());
+    let done = AtomicBool::new(false);
+    let (journal, done) = (&journal, &done);
+    std::thread::scope(|scope| {
+        let reclaimer = scope.spawn(move || {
+            let mut freed = 0;
+            while !done.load(Ordering::Relaxed) {
+                freed += journal.reclaim(&mut |_| Ok(())).unwrap();
+                std::thread::yield_now();
+            }
+            freed
+        });
+        let writers: Vec<_> = (0..4u8)
+            .map(|file| {
+                scope.spawn(move || {
+                    let mut dirty = crate::dirty::Dirty::new();
+                    for i in 0..300u64 {
+                        let value = [file ^ i as u8; 700];
+                        let at = i * 37 % 50 * 500;
+                        let (seq, place) =
+                            journal.append_write(&write(file, at, 0), &value).unwrap();
+                        journal.release_all(&dirty.insert(at, 700, seq, place));
+                        let mut out = [0; 300];
+                        journal.read(&place, 200, &mut out).unwrap();
+                        assert_eq!(out, value[..300]);
+                        if i % 20 == 19 {
+                            let handle = handle(file);
+                            let (start, end) = (0, u64::MAX);
+                            let sent =
+                                Record::Sent { handle, up_to_seq: seq, start, end, base: None };
+                            journal.append(&sent).unwrap();
+                            journal.release_all(&dirty.clear_sent(seq, start, end));
+                        }
+                    }
+                })
+            })
+            .collect();
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        done.store(true, Ordering::Relaxed);
+        assert!(reclaimer.join().unwrap() > 0);
+    });
+    assert_eq!(journal.live_bytes(), 0);
+    journal.reclaim(&mut |_| Ok(())).unwrap();
+    assert!(journal.used_bytes() < 8192);
+}

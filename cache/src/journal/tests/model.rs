@@ -51,7 +51,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (file(), 0..3i64).prop_map(|(f, seconds)| Op::Times(f, seconds)),
         4 => file().prop_map(Op::Fsync),
         1 => Just(Op::Sync),
-        8 => (file(), 0..SPACE as u64, 0..9000u64).prop_map(|(f, from, max)| Op::Send(f, from, max)),
+        8 => (file(), 0..SPACE as u64, 0..9000u64)
+            .prop_map(|(f, from, max)| Op::Send(f, from, max)),
         3 => file().prop_map(|f| Op::Send(f, 0, u64::MAX)),
         1 => (file(), 0..SPACE).prop_map(|(f, size)| Op::Cut(f, size)),
         1 => file().prop_map(Op::Remove),
@@ -129,7 +130,8 @@ proptest! {
             while !owner.files[usize::from(file)].dirty.is_empty() {
                 owner.send(file, 0, u64::MAX, false);
             }
-            prop_assert!(owner.files[usize::from(file)].server == owner.files[usize::from(file)].local);
+            let held = &owner.files[usize::from(file)];
+            prop_assert!(held.server == held.local);
         }
         owner.reclaim(0);
         prop_assert!(owner.journal.as_ref().unwrap().used_bytes() < 2 * (16 << 10));
