@@ -77,6 +77,11 @@ impl Core {
         if state.can_judge(asked) {
             let foreign =
                 state.settled && state.base.is_some_and(|base| !same_data(&base, &signature));
+            if foreign && !state.dirty.is_empty() && state.may_be_ours(&signature) {
+                // The driver finds out before it sends anything.
+                self.index.update(handle, |known| self.note_attr(known, &server));
+                return state.overlay(attr, node.size());
+            }
             state.settled = true;
             if foreign && state.dirty.is_empty() {
                 self.renew(&node, &mut state, Some(signature));

@@ -74,10 +74,11 @@ impl std::fmt::Display for ConflictKind {
 impl Core {
     /// Stops the write-back of a file. To be called with the node's lock held.
     pub fn find_conflict(&self, node: &Node, state: &mut State, kind: ConflictKind) {
-        if state.conflict.is_some() {
+        if state.conflict.is_some() || state.dirty.is_empty() {
             return;
         }
         state.conflict = Some(kind);
+        if std::env::var("DBG").is_ok() { eprintln!("CONFLICT base={:?} said={:?} in_doubt={} settled={} handed={} committed={} dirty={:?} bt={}", state.base, state.said, state.in_doubt, state.settled, state.handed, state.committed, state.dirty.oldest(0,u64::MAX), std::backtrace::Backtrace::force_capture()); }
         add(&self.counters.conflicts, 1);
         if let Err(error) =
             self.log(state, Record::Conflict { handle: node.handle, kind: kind.code() })

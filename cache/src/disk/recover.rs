@@ -85,6 +85,7 @@ impl Core {
                         if uid == self.own.uid { self.own.groups.clone() } else { Vec::new() };
                     Arc::new(Caller { uid, gid, groups })
                 });
+                state.recovered = state.times != Times::default();
                 state.said = said;
                 state.settled = state.times == Times::default();
                 let now = std::time::Instant::now();
@@ -110,9 +111,9 @@ impl Core {
     }
 
     /// Deletes segments of the journal that are no longer needed.
-    pub fn reclaim(&self) -> io::Result<u64> {
+    pub fn reclaim(&self, all: bool) -> io::Result<u64> {
         self.dead_bytes.store(0, Ordering::Relaxed);
-        self.journal.reclaim(&mut |handle| {
+        let mut carry = |handle: &FileHandle| {
             let Some(node) = self.known(handle) else { return Ok(()) };
             let state = node.state.lock();
             if state.dirty.is_empty() && !state.said.is_pending() {
@@ -122,7 +123,8 @@ impl Core {
                 self.journal.append(&record)?;
             }
             Ok(())
-        })
+        };
+        if all { self.journal.reclaim_all(&mut carry) } else { self.journal.reclaim(&mut carry) }
     }
 
     /// Moves data out of the oldest segment, if it holds up too many others.
@@ -211,7 +213,7 @@ pub(crate) async fn keep_house(core: Weak<Core>) {
         pauses += 1;
         let sync = pauses % STORE_SYNC_PAUSES == 0;
         let work = tokio::task::spawn_blocking(move || {
-            if let Err(error) = core.reclaim().and_then(|_| core.make_slack()) {
+            if let Err(error) = core.reclaim(false).and_then(|_| core.make_slack()) {
                 log::warn!("the journal: {error}");
             }
             core.room.notify_waiters();

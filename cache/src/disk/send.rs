@@ -430,13 +430,28 @@ impl Core {
         let lazy = self.treatment(node).is_lazy();
         let _turn = node.turn.lock().await;
         let (times, writer) = {
-            let state = node.state.lock();
+            let mut state = node.state.lock();
             if !state.dirty.is_empty() {
                 return;
+            }
+            let Times { atime, mtime } = state.times;
+            if (atime, mtime) != (state.said.atime, state.said.mtime) {
+                // The next process is to know who has set them.
+                let times = Record::Times { handle: node.handle, atime, mtime };
+                if let Err(error) = self.log(&mut state, times) {
+                    log::warn!("{error}");
+                }
             }
             (state.times, state.writer.clone())
         };
         let caller = writer.unwrap_or_else(|| Arc::new(self.own.clone()));
+        let recovered = std::mem::take(&mut node.state.lock().recovered);
+        if recovered && !self.is_as_left(node).await {
+            let mut state = node.state.lock();
+            state.settled = true;
+            self.times_set(node, &mut state);
+            return;
+        }
         crash::point(crash::Point::BEFORE_SETTLE);
         let asked = self.ask();
         let set = |time: Option<_>| time.map_or(SetTime::Keep, SetTime::To);
@@ -468,6 +483,15 @@ impl Core {
             }
             Err(error) => self.failed(node, &error, true),
         }
+    }
+
+    /// Says whether the file is as an earlier process left it, whose times are still to be set.
+    async fn is_as_left(&self, node: &Arc<Node>) -> bool {
+        let Ok(attr) = self.buffer.getattr(&self.own, &node.handle).await else { return false };
+        let signature = WccAttr::from(&attr);
+        let state = node.state.lock();
+        state.base.is_some_and(|base| attributes::same_data(&base, &signature))
+            || state.is_timed(&signature)
     }
 
     /// No times are to be set any more.
@@ -553,6 +577,12 @@ impl Core {
         if self.was_cut(node, &signature)? {
             return Ok(true);
         }
+        if node.state.lock().is_timed(&signature) {
+            let mut state = node.state.lock();
+            state.base = Some(signature);
+            self.log(&mut state, attributes::base_record(node, &signature))?;
+            return Ok(true);
+        }
         // WRITEs of a process that was killed may have changed it: then the server has some of the
         // very data that is still here.
         if in_doubt && self.has_arrived(node).await? {
@@ -562,6 +592,7 @@ impl Core {
             return Ok(true);
         }
         let mut state = node.state.lock();
+        if std::env::var("DBG").is_ok() { eprintln!("SIG {:?}", signature); }
         if !state.dirty.is_empty() {
             self.find_conflict(node, &mut state, ConflictKind::Changed);
         }

@@ -59,6 +59,7 @@ impl Core {
         let node = self.node(handle);
         let mut waited = false;
         let mut given_back = false;
+        let mut empty = false;
         loop {
             let mut room = std::pin::pin!(self.room.notified());
             room.as_mut().enable();
@@ -83,7 +84,8 @@ impl Core {
                     {
                         continue;
                     }
-                    if self.dirty_bytes() == 0 {
+                    // With nothing to be sent there is nothing to wait for. It may just have gone.
+                    if self.dirty_bytes() == 0 && std::mem::replace(&mut empty, true) {
                         return Err(Status::NOSPC.into());
                     }
                     self.hurry();
@@ -142,7 +144,7 @@ impl Core {
         }
         let limit = self.settings.read().dirty_max_bytes;
         let before = self.dirty_bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
-        let result = if before + data.len() as u64 > limit {
+        let result = if before > 0 && before + data.len() as u64 > limit {
             Err(Refused::NoRoom)
         } else {
             self.append(caller, node, offset, data)

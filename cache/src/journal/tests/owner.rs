@@ -86,7 +86,7 @@ impl Owner {
     fn begin(&mut self, file: u8) {
         let held = &self.files[usize::from(file)];
         if held.dirty.is_empty() && !held.state.is_pending() {
-            let base = Base { size: 9, mtime: Time::default(), ctime: Time::default() };
+            let base = Base { size: 9, mtime: Time::default(), ctime: Time::default(), key: 3 };
             self.append(file, Record::Base { handle: handle(file), base });
             self.append(file, Record::Path { handle: handle(file), path: b"/x".to_vec() });
         }
@@ -151,7 +151,7 @@ impl Owner {
         } else {
             (extents[0].start, extents[extents.len() - 1].end())
         };
-        let base = Some(Base { size: 10, mtime: Time::default(), ctime: Time::default() });
+        let base = Some(Base { size: 10, mtime: Time::default(), ctime: Time::default(), key: 4 });
         self.append(file, Record::Sent { handle: handle(file), up_to_seq, start, end, base });
         let held = &mut self.files[usize::from(file)];
         let freed = held.dirty.clear_sent(up_to_seq, start, end);
