@@ -21,6 +21,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 
+use super::crash;
 use super::geometry::{HEADER_BYTES, Layout, mask};
 use super::{FileKey, Geometry, StoreError};
 
@@ -229,7 +230,9 @@ impl Tags {
         let word = &self.words(set)[way as usize];
         // In this order, so that a writer killed in between leaves a frame without valid blocks.
         word.store(0, Release);
+        crash::point(crash::FRAME_AFTER_EVICT);
         self.keys(set)[way as usize].store(key.0, Release);
+        crash::point(crash::FRAME_AFTER_KEY);
         word.store(u64::from(frame) << 32, Release);
         self.installs().fetch_add(1, Relaxed);
         self.touch(set, way);

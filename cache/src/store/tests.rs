@@ -1,5 +1,6 @@
 //! Tests of the block store, by what they are about.
 
+mod crashing;
 mod damage;
 mod full;
 mod model;

@@ -7,6 +7,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
+use super::crash;
 use super::geometry::{BLOCK_BYTES, mask};
 use super::locks::{Locks, SetGuard};
 use super::sum::checksum;
@@ -181,9 +182,11 @@ impl Store {
         let count = data.len().div_ceil(BLOCK_BYTES) as u32;
         let bank = self.layout.bank(set);
         self.invalidate(set, way, mask(first, count));
+        crash::point(crash::BLOCKS_AFTER_INVALID);
         let place = self.layout.bank_offset(set, way) + u64::from(first) * BLOCK;
         self.banks.write(bank, place, data).map_err(|error| self.failed(bank, error))?;
 
+        crash::point(crash::BLOCKS_AFTER_DATA);
         let sums = &self.tags.sums(set, way)[first as usize..];
         for (i, (sum, block)) in sums.iter().zip(data.chunks(BLOCK_BYTES)).enumerate() {
             let number = from / BLOCK + i as u64;
@@ -195,6 +198,7 @@ impl Store {
                 checksum(cursor.key, number, &whole)
             };
             sum.store(value, Release);
+            crash::point(crash::BLOCKS_AFTER_SUM);
         }
         self.tags.words(set)[way as usize].fetch_or(mask(first, count).into(), Release);
         self.tags.touch(set, way);
@@ -215,6 +219,9 @@ impl Store {
     /// Costs a lookup a frame of the range, at most a scan of the tags: give the file's (old) size
     /// as `to` where it is known.
     pub fn cut(&self, key: FileKey, from: u64, to: u64) {
+        if from >= to {
+            return;
+        }
         let from = from / BLOCK * BLOCK;
         let frames = self.layout.frames_of(from, to);
         if frames.end.saturating_sub(frames.start) <= u64::from(self.layout.sets) {
