@@ -14,7 +14,7 @@ fn place(store: &Store, key: FileKey, number: u64) -> (PathBuf, u64) {
     let set = store.layout.set(key, frame);
     let way = store.tags.find(set, key, frame).unwrap().0;
     let at = u64::from(store.layout.block(offset)) * BLOCK_BYTES as u64;
-    (store.banks.path(store.layout.bank(set)), store.layout.bank_offset(set, way) + at)
+    (store.banks.path(store.layout.bank(set, way)), store.layout.bank_offset(set, way) + at)
 }
 
 #[test]
@@ -120,7 +120,8 @@ fn a_frame_that_is_held_twice_is_written_once_and_found() {
         let sum = store.tags.sums(set, way as u32)[0].load(Relaxed);
         store.tags.sums(set, copy as u32)[0].store(sum, Relaxed);
         let place = store.layout.bank_offset(set, copy as u32);
-        store.banks.write(store.layout.bank(set), place, &versioned(KEY, 0, 1)).unwrap();
+        let bank = store.layout.bank(set, copy as u32);
+        store.banks.write(bank, place, &versioned(KEY, 0, 1)).unwrap();
 
         if patched {
             store.patch(KEY, 0, &versioned(KEY, 0, 2), false).unwrap();
