@@ -101,6 +101,8 @@ impl Store {
         if skip != 0 || !out.len().is_multiple_of(BLOCK_BYTES) {
             return self.read_ragged(key, at, run, file, place, out);
         }
+        // Needed as soon as the data is there, and rarely in a cache of the CPU's by itself.
+        self.tags.prefetch_sums(run.set, run.way);
         // An error, or an end of the file, is data that does not fit.
         let _ = file.read_exact_at(out, place);
         for (i, data) in out.chunks_exact_mut(BLOCK_BYTES).enumerate() {

@@ -141,6 +141,19 @@ impl Tags {
         unsafe { self.atomics(self.layout.sums_at + frame * blocks * 4, blocks) }
     }
 
+    /// Has the CPU fetch the checksums of a frame.
+    #[inline]
+    pub fn prefetch_sums(&self, set: u32, way: u32) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: SSE, which every x86-64 has; a hint may name any address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.sums(set, way).as_ptr().cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (set, way);
+    }
+
     /// Splits a word into the frame number and the valid bits. Whatever a torn or flipped word
     /// says, there are no more bits than blocks.
     #[inline]
