@@ -30,11 +30,11 @@ struct Cursor<'a> {
 impl Store {
     /// Stores whole blocks.
     ///
-    /// `offset` is a multiple of 4096; a last block that is not whole is filled up with zeros, which
-    /// is right if it ends the file.
+    /// `offset` is a multiple of 4096; a last block that is not whole is filled up with zeros,
+    /// which is right if it ends the file.
     ///
     /// # Errors
-    /// [`StoreError::NoSpace`], [`StoreError::Io`]: each block is then stored or missing, never old.
+    /// [`StoreError::NoSpace`], [`StoreError::Io`]: each block is stored or missing, never old.
     /// [`StoreError::Pinned`]: as many as could be were stored, the others are missing.
     pub fn put(&self, key: FileKey, offset: u64, data: &[u8]) -> Result<(), StoreError> {
         assert!(offset.is_multiple_of(BLOCK), "put at {offset}, not a block border");
@@ -128,8 +128,8 @@ impl Store {
         Ok(run.len())
     }
 
-    /// Says how much of `length` bytes can be written at once: on into the next sets of the bank, as
-    /// long as the same lock holds for them and the file has, or gets, the same way there.
+    /// Says how much of `length` bytes can be written at once: on into the next sets of the bank,
+    /// as long as the same lock holds for them and the file has, or gets, the same way there.
     fn run_length(&self, cursor: &Cursor<'_>, way: u32, at: u64, length: usize) -> usize {
         let frame_bytes = self.layout.frame_bytes;
         let mut run = (frame_bytes - at % frame_bytes) as usize;
