@@ -41,6 +41,8 @@ mod node;
 mod options;
 mod rows;
 mod table;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use listing::{Listed, ListedEntry, ListingToken};
@@ -165,12 +167,15 @@ impl Index {
         });
     }
 
-    /// Forgets all names and attributes, of the other sessions' next ones, too. Keys and bases stay.
+    /// Forgets all names and attributes, for sessions to come, too. Keys and bases stay. Waits until
+    /// it is written.
     pub fn forget_all(&self) {
         let epoch = crate::key::random_number();
         self.collecting.lock().clear();
         self.database.epoch.store(epoch, Ordering::SeqCst);
         self.push(|| Change::Epoch(epoch));
+        // What is listed from now on is not removed by it.
+        self.flush();
     }
 
     /// Returns counters.
@@ -185,6 +190,13 @@ impl Index {
             damaged: self.database.damaged.load(Ordering::Relaxed),
             persistent: self.database.is_usable(),
         }
+    }
+
+    /// Reads the whole database and tells whether it is sound: seconds for millions of files. Rows
+    /// are checked whenever they are read; this finds, too, what can no longer be found.
+    pub fn check(&self) -> bool {
+        self.flush();
+        self.database.read(rows::check)
     }
 
     /// Waits until everything is written.

@@ -45,8 +45,9 @@ pub struct Listed {
 /// An entry of a known listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedEntry {
-    /// The file's number.
-    pub fileid: u64,
+    /// The file's number. `None` where we have added the name and the file's attributes are not
+    /// known: its handle is.
+    pub fileid: Option<u64>,
     /// Its name.
     pub name: Bytes,
     /// Where the listing goes on behind this entry.
@@ -120,13 +121,12 @@ impl Index {
             Child::Absent | Child::Unknown => None,
         };
         let attr = match (row.fileid, &handle) {
-            (None, Some(handle)) => Some(self.node(handle)?.attr?),
+            (None, Some(handle)) => self.node(handle).and_then(|known| known.attr),
+            (None, None) => return None,
             _ => None,
         };
         Some(ListedEntry {
-            fileid: row
-                .fileid
-                .map_or_else(|| attr.map(|attr| attr.fileid), |id| Some(id as u64))?,
+            fileid: row.fileid.map(|id| id as u64).or(attr.map(|attr| attr.fileid)),
             kind: row.kind().or(attr.map(|attr| attr.kind)),
             name: row.name,
             cookie: row.cookie? as u64,

@@ -157,16 +157,12 @@ pub(super) fn put_node(to: &Connection, handle: &FileHandle, row: &NodeRow) -> S
 type SqlResult<T> = rusqlite::Result<T>;
 
 /// What was found of a row.
+#[derive(Default)]
 pub(super) enum Found<T> {
+    #[default]
     Nothing,
     Damaged,
     Row(T),
-}
-
-impl<T> Default for Found<T> {
-    fn default() -> Self {
-        Self::Nothing
-    }
 }
 
 impl<T> Found<T> {
@@ -429,4 +425,30 @@ pub(super) fn drop_names(to: &Connection, names: u64, count: usize) -> SqlResult
         "DELETE FROM name WHERE id IN (SELECT id FROM name WHERE names = ?1 LIMIT ?2)",
     )?
     .execute(params![names as i64, count as i64])
+}
+
+/// Whether the tables and their indices agree, and every row with its checksum.
+pub(super) fn check(from: &Connection) -> SqlResult<bool> {
+    let problems: String = from.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+    if problems != "ok" {
+        return Ok(false);
+    }
+    let mut nodes = from.prepare("SELECT handle FROM node")?;
+    let mut rows = nodes.query([])?;
+    while let Some(row) = rows.next()? {
+        let handle = FileHandle::new(&row.get::<_, Vec<u8>>(0)?);
+        match handle.map(|handle| node(from, &handle)).transpose()? {
+            Some(Found::Row(_) | Found::Nothing) => {}
+            Some(Found::Damaged) | None => return Ok(false),
+        }
+    }
+    let mut names = from
+        .prepare(&format!("SELECT {NAME_COLUMNS}, names FROM name WHERE state <> {STATE_WHOLE}"))?;
+    let mut rows = names.query([])?;
+    while let Some(row) = rows.next()? {
+        if NameRow::read(row, row.get::<_, i64>(8)? as u64)?.is_none() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
