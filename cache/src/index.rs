@@ -148,7 +148,8 @@ impl Index {
         self.with_node(handle, |node| node.granted(caller, wanted)).flatten()
     }
 
-    /// Notes what of the `asked` permissions the server has granted. It is kept in memory alone.
+    /// Notes what of the `asked` permissions the server has granted on a file that is known. It is
+    /// kept in memory alone.
     pub fn set_granted(&self, handle: &FileHandle, caller: &Caller, asked: u32, granted: u32) {
         self.with_node(handle, |node| node.set_granted(caller, asked, granted));
     }
@@ -171,7 +172,7 @@ impl Index {
     /// it is written.
     pub fn forget_all(&self) {
         let epoch = crate::key::random_number();
-        self.collecting.lock().clear();
+        self.drop_collections();
         self.database.epoch.store(epoch, Ordering::SeqCst);
         self.push(|| Change::Epoch(epoch));
         // What is listed from now on is not removed by it.
@@ -286,6 +287,7 @@ impl Index {
 
 impl Drop for Index {
     fn drop(&mut self) {
+        self.drop_collections();
         self.queue.stop();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()

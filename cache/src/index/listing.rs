@@ -162,10 +162,23 @@ impl Index {
             None => {}
             Some(last) => collection.next_cookie = last.cookie,
         }
-        if let Some((_, other)) = self.collecting.lock().push(*dir, collection) {
+        self.keep(dir, collection);
+        false
+    }
+
+    fn keep(&self, dir: &FileHandle, collection: Collection) {
+        let pushed_out = self.collecting.lock().push(*dir, collection);
+        if let Some((_, other)) = pushed_out {
             self.drop_names(other.names);
         }
-        false
+    }
+
+    /// Gives up what is being collected.
+    pub(super) fn drop_collections(&self) {
+        let mut collecting = self.collecting.lock();
+        while let Some((_, collection)) = collecting.pop_lru() {
+            self.drop_names(collection.names);
+        }
     }
 
     /// Takes out the collection that this page belongs to, or begins one.
@@ -185,7 +198,7 @@ impl Index {
                 if found.next_cookie == start_cookie {
                     return Some(found);
                 }
-                self.collecting.lock().put(*dir, found);
+                self.keep(dir, found);
                 return None;
             }
             Some(found) => self.drop_names(found.names),

@@ -226,10 +226,11 @@ impl Index {
         to_dir: &FileHandle,
         to_name: &[u8],
     ) {
-        let child = self.lookup(from_dir, from_name);
-        let target = self.lookup(to_dir, to_name);
+        // First: what the server was asked before must not be noted from here on.
         self.dir_changed(from_dir);
         self.dir_changed(to_dir);
+        let child = self.lookup(from_dir, from_name);
+        let target = self.lookup(to_dir, to_name);
         if matches!(child, Name::Here(_)) && child == target {
             // Two names of one file: rename(2) does nothing.
             return;

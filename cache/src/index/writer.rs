@@ -19,7 +19,7 @@ use super::rows::{self, NameRow, NodeRow};
 
 /// A transaction: about 5 ms, for which another session waits at most.
 const BATCH_MAX: usize = 1000;
-/// Changes that wait; above, whoever makes one waits for the thread. About 2 MiB.
+/// Changes that wait; above, whoever makes one waits for the thread. At most 4 MiB.
 const WAITING_MAX: usize = 8 << 10;
 /// How long at most: a stalled disk slows the mount down, it does not stop it.
 const WAIT_MAX: Duration = Duration::from_secs(1);
@@ -162,9 +162,22 @@ impl Queue {
     }
 }
 
+/// Lets nobody wait for a thread that has panicked.
+struct Ending<'a>(&'a Queue, &'a Database);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.1.give_up("its thread has panicked");
+            self.0.wrote(u64::MAX);
+        }
+    }
+}
+
 /// The thread: writes until told to stop, then closes the database.
 pub(super) fn run(queue: &Queue, database: &Database, writer: Connection) {
     let mut writer = Some(writer);
+    let _ending = Ending(queue, database);
     let mut garbage = VecDeque::new();
     while let Some((batch, number)) = queue.take(garbage.is_empty() || writer.is_none()) {
         if let Some(connection) = writer.as_mut().filter(|_| database.is_usable()) {
