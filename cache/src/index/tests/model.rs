@@ -320,6 +320,12 @@ proptest! {
         }
         world.check(&index);
         drop(index);
+        // What was replaced is gone from the disk, too.
+        let raw = Connection::open(dir.path().join("index.sqlite")).expect("a database");
+        let orphans = "SELECT count(*) FROM name WHERE names NOT IN (SELECT names FROM node)";
+        let count: i64 = raw.query_row(orphans, [], |row| row.get(0)).expect("a number");
+        prop_assert_eq!(count, 0);
+        drop(raw);
         let index = open(dir.path(), small());
         world.check(&index);
         prop_assert_eq!(index.stats().damaged, 0);

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 
@@ -199,6 +200,11 @@ fn two_use_one_database() {
     let entries: Vec<_> = (0..10).map(|at| entry(at, &format!("n{at}"))).collect();
     assert!(one.set_listing_part(&handle(0), 0, &entries, true, VERIFIER, token));
     one.flush();
+    let raw = Connection::open(dir.path().join("index.sqlite")).expect("a database");
+    let count = || raw.query_row("SELECT count(*) FROM name", [], |row| row.get::<_, i64>(0));
+    while count().expect("a number") > 10 + 1 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     // What the second still believes is what was once so, or nothing; what it writes stays its own.
     for number in 1..=10 {
         let name = two.lookup(&handle(0), format!("n{number}").as_bytes());
@@ -283,4 +289,38 @@ fn threads_do_not_lose_each_others_changes() {
             assert_eq!(index.lookup(&handle(100), name.as_bytes()), Name::Here(handle(step)));
         }
     }
+}
+
+#[test]
+fn a_listing_and_our_own_changes_may_race() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let index = open(dir.path(), IndexOptions::default());
+    let (root, there) = (handle(0), AtomicBool::new(false));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                let token = index.token(&root);
+                let mut page = vec![entry(2, "other")];
+                if there.load(Ordering::SeqCst) {
+                    page.push(entry(1, "x"));
+                }
+                index.set_listing_part(&root, 0, &page, true, VERIFIER, token);
+            }
+        });
+        for round in 0..300 {
+            let created = round % 2 == 0;
+            there.store(created, Ordering::SeqCst);
+            match created {
+                true => index.created(&root, b"x", &handle(1)),
+                false => index.removed(&root, b"x"),
+            }
+            let wrong = if created { Name::Absent } else { Name::Here(handle(1)) };
+            for _ in 0..3 {
+                assert_ne!(index.lookup(&root, b"x"), wrong);
+                std::thread::yield_now();
+            }
+        }
+        done.store(true, Ordering::SeqCst);
+    });
 }
