@@ -27,6 +27,8 @@ const READERS: usize = 2;
 /// A connection's page cache in KiB: the inner pages of some 100,000 rows.
 const PAGE_CACHE_KIB: i64 = 1024;
 const PAGE_BYTES: u64 = 4096;
+/// The least that a database may grow to, in pages: a batch of usual changes has room.
+const PAGES_MIN: u64 = 256;
 /// To what size the write-ahead log is cut when a burst of changes is over.
 const LOG_BYTES_MAX: i64 = 4 << 20;
 /// How many damaged files are kept for whoever wants to look at them.
@@ -157,7 +159,7 @@ impl Database {
         }
         writer.pragma_update(None, "journal_mode", "WAL")?;
         writer.pragma_update(None, "journal_size_limit", LOG_BYTES_MAX)?;
-        let pages_max = (options.file_bytes_max / PAGE_BYTES).max(64);
+        let pages_max = (options.file_bytes_max / PAGE_BYTES).max(PAGES_MIN);
         writer.query_row(&format!("PRAGMA max_page_count = {pages_max}"), [], |_| Ok(()))?;
         let (open, epoch) = begin(&writer, alone)?;
         self.closed_cleanly = alone && open == 0;

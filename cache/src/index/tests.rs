@@ -203,6 +203,18 @@ fn a_listing_that_we_changed_meanwhile_is_not_believed() {
 }
 
 #[test]
+fn an_unfinished_listing_leaves_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let index = open(dir.path(), small());
+    let token = index.token(&handle(0));
+    index.set_listing_part(&handle(0), 0, &[entry(1, "a")], false, VERIFIER, token);
+    drop(index);
+    let raw = Connection::open(dir.path().join("index.sqlite")).expect("a database");
+    let count = raw.query_row("SELECT count(*) FROM name", [], |row| row.get::<_, i64>(0));
+    assert_eq!(count, Ok(0));
+}
+
+#[test]
 fn cookies_like_ours_are_not_mixed_with_ours() {
     let dir = tempfile::tempdir().expect("a directory");
     let index = open(dir.path(), small());

@@ -23,8 +23,8 @@ const BATCH_MAX: usize = 1000;
 const WAITING_MAX: usize = 8 << 10;
 /// How long at most: a stalled disk slows the mount down, it does not stop it.
 const WAIT_MAX: Duration = Duration::from_secs(1);
-/// How often a batch is tried while other sessions keep the database busy.
-const BUSY_TRIES_MAX: usize = 3;
+/// How often a batch is tried again: other sessions keep the database busy, or it is full.
+const TRIES_MAX: usize = 3;
 
 pub(super) enum Change {
     Node(FileHandle, Box<NodeRow>),
@@ -205,18 +205,23 @@ fn write(
     batch: &[Change],
     garbage: &mut VecDeque<u64>,
 ) -> rusqlite::Result<()> {
-    let mut result = transaction(connection, batch, garbage.front());
-    for _ in 0..BUSY_TRIES_MAX {
+    let mut batch: Vec<_> = batch.iter().collect();
+    let mut result = transaction(connection, &batch, garbage.front());
+    for attempt in 0..TRIES_MAX {
         match &result {
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {}
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
                 log::info!("the index is full: emptying it");
                 empty(connection)?;
                 garbage.clear();
+                if attempt > 0 {
+                    // The batch alone is too large: as if it had been removed with the rest.
+                    batch.retain(|change| matches!(change, Change::Epoch(_)));
+                }
             }
             _ => break,
         }
-        result = transaction(connection, batch, garbage.front());
+        result = transaction(connection, &batch, garbage.front());
     }
     if result? {
         garbage.pop_front();
@@ -231,7 +236,7 @@ fn write(
 /// Returns whether nothing is left of the garbage given.
 fn transaction(
     connection: &mut Connection,
-    batch: &[Change],
+    batch: &[&Change],
     garbage: Option<&u64>,
 ) -> rusqlite::Result<bool> {
     let superseded = superseded(batch);
@@ -265,7 +270,7 @@ fn transaction(
 }
 
 /// The changes of a node that a later one of the batch replaces: only the last is seen outside.
-fn superseded(batch: &[Change]) -> HashSet<usize> {
+fn superseded(batch: &[&Change]) -> HashSet<usize> {
     let mut last = HashMap::new();
     let mut superseded = HashSet::new();
     for (at, change) in batch.iter().enumerate() {

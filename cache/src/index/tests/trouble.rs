@@ -160,16 +160,28 @@ fn a_read_only_directory_is_done_without() {
 #[test]
 fn a_full_database_is_emptied() {
     let dir = tempfile::tempdir().expect("a directory");
-    let options = IndexOptions { file_bytes_max: 64 * 4096, ..small() };
-    let index = open(dir.path(), options);
+    let full = IndexOptions { file_bytes_max: 1 << 20, nodes_max: 32 << 10, ..small() };
+    let index = open(dir.path(), full);
     list_root(&index, 5);
+    let (listing, token) = (handle(50_000), index.token(&handle(50_000)));
+    index.set_listing_part(&listing, 0, &[entry(1, "a"), entry(2, "b")], false, VERIFIER, token);
     assert_eq!(index.lookup(&handle(0), b"other"), Name::Absent);
-    for number in 0..2000 {
+    for number in 0..8000 {
         index.update(&handle(number), |known| known.attr = Some(attr(number)));
     }
     index.flush();
     let stats = index.stats();
     assert!(stats.persistent, "{stats:?}");
+    // Nor is a batch an error that has no room at all.
+    for number in 0..500 {
+        index.set_target(&handle(number), vec![b'/'; 4095].into());
+    }
+    index.flush();
+    assert!(index.stats().persistent);
+    // What was listed before is not all that is there.
+    assert!(index.set_listing_part(&listing, 3, &[entry(3, "c")], true, VERIFIER, token));
+    index.flush();
+    assert_eq!(index.lookup(&listing, b"d"), Name::Unknown);
     // The names are gone with the rest: nothing is absent that is not known to be.
     for number in 1..=5 {
         let name = index.lookup(&handle(0), format!("n{number}").as_bytes());
@@ -178,7 +190,7 @@ fn a_full_database_is_emptied() {
     assert_eq!(index.lookup(&handle(0), b"another"), Name::Unknown);
     assert_eq!(index.listing(&handle(0), 0, 10), None);
     let size = fs::metadata(dir.path().join("index.sqlite")).expect("there").len();
-    assert!(size <= 64 * 4096, "{size}");
+    assert!(size <= 1 << 20, "{size}");
 }
 
 #[test]
@@ -235,7 +247,7 @@ fn a_crash_is_noticed_and_leaves_an_earlier_state() {
     fill(&index, 100);
     // What a killed process leaves: the files as they are now.
     let left = tempfile::tempdir().expect("a directory");
-    for number in 0..3000 {
+    for number in 0..10000 {
         let size = 2 * number;
         index.update(&handle(1), |known| known.attr = Some(Attr { size, ..attr(1) }));
         index.update(&handle(2), |known| known.attr = Some(Attr { size, ..attr(2) }));
@@ -297,9 +309,18 @@ fn a_listing_and_our_own_changes_may_race() {
     let index = open(dir.path(), IndexOptions::default());
     let (root, there) = (handle(0), AtomicBool::new(false));
     let done = AtomicBool::new(false);
+    /// Ends the other thread, whatever happens.
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
     std::thread::scope(|scope| {
+        let _done = Done(&done);
         scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_micros(50));
                 let token = index.token(&root);
                 let mut page = vec![entry(2, "other")];
                 if there.load(Ordering::SeqCst) {
@@ -308,7 +329,7 @@ fn a_listing_and_our_own_changes_may_race() {
                 index.set_listing_part(&root, 0, &page, true, VERIFIER, token);
             }
         });
-        for round in 0..300 {
+        for round in 0..1000 {
             let created = round % 2 == 0;
             there.store(created, Ordering::SeqCst);
             match created {
@@ -321,6 +342,5 @@ fn a_listing_and_our_own_changes_may_race() {
                 std::thread::yield_now();
             }
         }
-        done.store(true, Ordering::SeqCst);
     });
 }
