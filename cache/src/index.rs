@@ -36,6 +36,7 @@ use writer::{Change, Queue};
 
 mod database;
 mod listing;
+mod name_rows;
 mod names;
 mod node;
 mod options;
@@ -168,8 +169,8 @@ impl Index {
         });
     }
 
-    /// Forgets all names and attributes, for sessions to come, too. Keys and bases stay. Waits until
-    /// it is written.
+    /// Forgets all names and attributes, for sessions to come, too. Keys and bases stay. It waits
+    /// until that is written.
     pub fn forget_all(&self) {
         let epoch = crate::key::random_number();
         self.drop_collections();

@@ -11,9 +11,9 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use gridvfs_vfs::{DirEntry, FileHandle, FileKind, Verifier};
 
+use super::name_rows::{self, NameRow, is_ours};
 use super::names::is_dot;
 use super::node::Node;
-use super::rows::{self, NameRow, is_ours};
 use super::writer::Change;
 use super::{Child, Index};
 use crate::key::random_number;
@@ -102,11 +102,11 @@ impl Index {
         let mut rows = self.database.read(|database| {
             let behind = match cookie {
                 0 => Some(0),
-                _ => rows::place(database, names, cookie)?,
+                _ => name_rows::place(database, names, cookie)?,
             };
             let Some(behind) = behind else { return Ok(None) };
-            let rows = rows::page(database, names, behind, count + 1)?;
-            Ok(rows.filter(|_| rows::is_whole(database, names).unwrap_or(false)))
+            let rows = name_rows::page(database, names, behind, count + 1)?;
+            Ok(rows.filter(|_| name_rows::is_whole(database, names).unwrap_or(false)))
         })?;
         let eof = rows.len() <= count;
         rows.truncate(count);
@@ -207,7 +207,7 @@ impl Index {
         (current && start_cookie == 0).then(|| Collection {
             names: random_number(),
             token: token.0,
-            losses: self.database.read(rows::losses),
+            losses: self.database.read(name_rows::losses),
             next_cookie: 0,
             places: 0,
             mistakable: false,

@@ -15,8 +15,8 @@ pub struct IndexOptions {
     pub names_max: usize,
     /// How long a change waits for others before it is written.
     pub write_delay: Duration,
-    /// How large the database may grow, in bytes, its log apart; at least 1 MiB. When it is full it is emptied: a
-    /// file of a tree takes about 430 bytes, so this is more than a million files.
+    /// How large the database may grow, in bytes, its log apart; at least 1 MiB. When it is full it
+    /// is emptied: a file of a tree takes about 430 bytes, so this is more than a million files.
     pub file_bytes_max: u64,
 }
 

@@ -15,7 +15,8 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
 use super::Child;
 use super::database::Database;
-use super::rows::{self, NameRow, NodeRow};
+use super::name_rows::{self, NameRow};
+use super::rows::{self, NodeRow};
 
 /// A transaction: about 5 ms, for which another session waits at most.
 const BATCH_MAX: usize = 1000;
@@ -249,11 +250,11 @@ fn transaction(
             Change::Node(handle, row) => rows::put_node(&to, handle, row)?,
             Change::ForgetNode(handle) => rows::forget_node(&to, handle)?,
             Change::Name { names, name, child, listed } => {
-                rows::set_name(&to, *names, name, *child, *listed)?;
+                name_rows::set_name(&to, *names, name, *child, *listed)?;
             }
             Change::Listed { names, row } => row.put(&to, *names)?,
-            Change::Whole { names, losses } => rows::set_whole(&to, *names, *losses)?,
-            Change::DropNames(names) => rows::drop_whole(&to, *names)?,
+            Change::Whole { names, losses } => name_rows::set_whole(&to, *names, *losses)?,
+            Change::DropNames(names) => name_rows::drop_whole(&to, *names)?,
             Change::Epoch(epoch) => {
                 to.execute_batch("DELETE FROM name")?;
                 let begin = "UPDATE meta SET epoch = ?1, losses = losses + 1";
@@ -262,7 +263,7 @@ fn transaction(
         }
     }
     let emptied = match garbage {
-        Some(names) => rows::drop_names(&to, *names, BATCH_MAX)? < BATCH_MAX,
+        Some(names) => name_rows::drop_names(&to, *names, BATCH_MAX)? < BATCH_MAX,
         None => false,
     };
     to.commit()?;
