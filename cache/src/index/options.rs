@@ -9,9 +9,9 @@ pub struct IndexOptions {
     /// The most files known in memory. One costs about 560 bytes with its place, a 28-byte handle
     /// and a 20-byte name, 40 more for each user's access rights: 12,288 are 6.6 MiB.
     pub nodes_max: usize,
-    /// The most names known in memory. One costs about 195 bytes: 24,576 are 4.6 MiB. With the
-    /// changes that wait to be written (4 MiB at most) and SQLite's page caches (3 MiB), the index
-    /// stays below 20 MiB, and usually at 12.
+    /// The most names known in memory. One costs about 195 bytes: 24,576 are 4.6 MiB. A process
+    /// whose index is full was seen to have grown by 20 MiB: changes that wait to be written, SQLite
+    /// with its page caches, and what the allocator keeps come on top.
     pub names_max: usize,
     /// How long a change waits for others before it is written.
     pub write_delay: Duration,
