@@ -31,7 +31,7 @@ const SEGMENT_CHECKED: usize = 48;
 
 /// The checksum: CRC-32C.
 pub fn checksum(bytes: &[u8]) -> u32 {
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
+    crc32fast::hash(bytes)
 }
 
 /// Returns how many checksums cover a payload.
