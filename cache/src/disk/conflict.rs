@@ -78,7 +78,21 @@ impl Core {
             return;
         }
         state.conflict = Some(kind);
-        if std::env::var("DBG").is_ok() { eprintln!("CONFLICT base={:?} said={:?} in_doubt={} settled={} handed={} committed={} dirty={:?} bt={}", state.base, state.said, state.in_doubt, state.settled, state.handed, state.committed, state.dirty.oldest(0,u64::MAX), std::backtrace::Backtrace::force_capture()); }
+        eprintln!(
+            "CONFLICT {kind} base={:?} said={:?} doubt={} newest={} handed={} committed={} ext={:?}",
+            state.base,
+            state.said,
+            state.in_doubt,
+            state.newest,
+            state.handed,
+            state.committed,
+            state
+                .dirty
+                .oldest(0, u64::MAX)
+                .iter()
+                .map(|e| (e.start, e.len, e.seq))
+                .collect::<Vec<_>>()
+        );
         add(&self.counters.conflicts, 1);
         if let Err(error) =
             self.log(state, Record::Conflict { handle: node.handle, kind: kind.code() })
@@ -189,7 +203,11 @@ impl Core {
                 Err(error) => return Err(error),
             }
         };
-        let size = node.size().unwrap_or(0);
+        let size = node.size().unwrap_or_else(|| {
+            let state = node.state.lock();
+            let base = state.base.map_or(0, |base| base.size);
+            base.max(state.dirty.end())
+        });
         let mut at = 0;
         while at < size {
             let length = COPY_BYTES.min(size - at) as usize;

@@ -205,6 +205,14 @@ impl Node {
         self.size.store(size.unwrap_or(SIZE_UNKNOWN), Ordering::Release);
     }
 
+    /// Where the size is not known, takes it from the server's.
+    pub fn size_at_least(&self, state: &State, server: u64, asked: u64) {
+        // An answer from before a change of ours may lack what has left the journal since.
+        if self.size().is_none() && state.changed_at <= asked {
+            self.set_size(Some(server.max(state.dirty.end())));
+        }
+    }
+
     /// Says whether there is unsent data.
     pub fn is_local(&self) -> bool {
         self.local.load(Ordering::Acquire)

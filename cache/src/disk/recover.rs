@@ -51,7 +51,7 @@ impl Core {
     /// Takes over what an earlier process has not sent.
     pub fn recover(self: &Arc<Self>, files: HashMap<FileHandle, RecoveredFile>, restarted: bool) {
         for (handle, file) in files {
-            let size = file.size();
+            let own_size = file.size();
             let RecoveredFile { dirty, state: said, caller, written } = file;
             let base = said.base.map(|base| WccAttr {
                 size: base.size,
@@ -69,7 +69,9 @@ impl Core {
                 known.base = base;
                 known.written = written_in;
             });
-            let size = size.or(known.attr.map(|attr| attr.size.max(dirty.end())));
+            // How much of it the server has, only the server knows; in a conflict its version is
+            // another than what the mount shows.
+            let size = own_size.filter(|_| said.conflict.is_some());
             let node = Arc::new(Node::new(handle, known.key, size, base));
             {
                 let mut state = node.state.lock();

@@ -214,6 +214,10 @@ impl Core {
             let record = Record::Sending { handle: node.handle, up_to_seq: target };
             self.log(&mut state, record)?;
         }
+        if lazy {
+            // After a power loss, too, the next process is to know who changed the file.
+            self.sync_journal().await?;
+        }
         crash::point(crash::Point::BEFORE_WRITE);
         let mut rest = &extents[..];
         let mut batch = 0;
@@ -329,7 +333,7 @@ impl Core {
         let result = match self.commit_and_ask(&node, lazy).await {
             Ok(base) => {
                 let (core, file) = (self.clone(), node.clone());
-                let work = move || core.complete_send(&file, target, base);
+                let work = move || core.complete_send(&file, target, base, lazy);
                 self.runtime.spawn_blocking(work).await.unwrap_or(Err(Error::Interrupted))
             }
             Err(error) => Err(error),
@@ -348,7 +352,8 @@ impl Core {
         self.buffer.commit(&self.own, &node.handle, 0, 0).await?;
         crash::point(crash::Point::AFTER_COMMIT);
         if !lazy {
-            return Ok(None);
+            // Nobody is to wait for it: what the WRITEs left, as their answers said.
+            return Ok(self.buffer.signature(&node.handle));
         }
         let attr = self.buffer.getattr(&self.own, &node.handle).await?;
         Ok(Some(WccAttr::from(&attr)))
@@ -356,7 +361,13 @@ impl Core {
 
     /// The server has everything up to `target` on its disk: the blocks enter the store, the data
     /// leaves the journal.
-    fn complete_send(&self, node: &Node, target: u64, base: Option<WccAttr>) -> Result<()> {
+    fn complete_send(
+        &self,
+        node: &Node,
+        target: u64,
+        base: Option<WccAttr>,
+        lazy: bool,
+    ) -> Result<()> {
         let keeps = self.treatment(node).keeps();
         let (extents, key, conflict) = {
             let state = node.state.lock();
@@ -389,13 +400,16 @@ impl Core {
         state.changed_at = self.tick();
         state.checked = false;
         match base {
-            Some(base) => {
+            Some(base) if lazy => {
                 state.base = Some(base);
                 // The time that programs were told is set last.
                 let written = state.mtime;
                 state.times.mtime.get_or_insert(written);
             }
-            None => state.settled = false,
+            _ => {
+                state.base = base.or(state.base);
+                state.settled = false;
+            }
         }
         state.failing = None;
         state.in_doubt = false;
@@ -592,7 +606,6 @@ impl Core {
             return Ok(true);
         }
         let mut state = node.state.lock();
-        if std::env::var("DBG").is_ok() { eprintln!("SIG {:?}", signature); }
         if !state.dirty.is_empty() {
             self.find_conflict(node, &mut state, ConflictKind::Changed);
         }
@@ -613,9 +626,19 @@ impl Core {
         Ok(true)
     }
 
-    /// Says whether any piece of the oldest unsent data is on the server already.
+    /// Says whether any piece of what an earlier process was sending is on the server.
     async fn has_arrived(&self, node: &Arc<Node>) -> Result<bool> {
-        let extents = node.state.lock().dirty.oldest(0, u64::MAX);
+        let extents = {
+            let state = node.state.lock();
+            let sending = state.said.sending_up_to.unwrap_or(u64::MAX);
+            let mut extents = state.dirty.oldest(0, u64::MAX);
+            extents.retain(|extent| extent.seq <= sending);
+            extents
+        };
+        if extents.is_empty() {
+            // All of it has been written over since: nothing tells, and nothing speaks against it.
+            return Ok(true);
+        }
         // Data is sent in the order of offsets: if any has arrived, some of the first has.
         for extent in extents.into_iter().take(ARRIVALS_MAX) {
             for (offset, data) in self.read_group(node, vec![extent]).await? {

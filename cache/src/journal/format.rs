@@ -29,7 +29,7 @@ const RECORD_MAGIC: [u8; 4] = *b"GVjr";
 /// A segment's checksum covers this much of its header, in every version.
 const SEGMENT_CHECKED: usize = 48;
 
-/// The checksum: CRC-32C.
+/// The checksum: CRC-32 (IEEE).
 pub fn checksum(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }

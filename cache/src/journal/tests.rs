@@ -92,7 +92,8 @@ fn records_are_what_they_were() {
     let dir = tempdir();
     let handle = handle(3);
     let time = Time { seconds: -5, nanoseconds: 999_999_999 };
-    let base = Base { size: u64::MAX, mtime: time, ctime: Time { seconds: 1 << 40, ..time }, key: 5 };
+    let base =
+        Base { size: u64::MAX, mtime: time, ctime: Time { seconds: 1 << 40, ..time }, key: 5 };
     let some = Some(time);
     let records = vec![
         Record::Base { handle, base },

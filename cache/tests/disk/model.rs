@@ -83,8 +83,13 @@ fn run(policy: Policy, consistency: Consistency, ops: Vec<Op>) -> Result<(), Tes
                 let expected = &model[start..model.len().min(at as usize + length)];
                 prop_assert_eq!(read.len(), expected.len(), "length of {} at {}", file, at);
                 if let Some(wrong) = (0..read.len()).find(|i| read[*i] != expected[*i]) {
-                    prop_assert!(false, "step {}: file {} differs at {}", number, file,
-                        at as usize + wrong);
+                    prop_assert!(
+                        false,
+                        "step {}: file {} differs at {}",
+                        number,
+                        file,
+                        at as usize + wrong
+                    );
                 }
             }
             Op::Truncate { file, size } => {
@@ -161,8 +166,13 @@ fn check(
             }
             (None, None) => {}
             (model, there) => {
-                prop_assert!(false, "{}: {} here, {} there", file, model.is_some(),
-                    there.is_some());
+                prop_assert!(
+                    false,
+                    "{}: {} here, {} there",
+                    file,
+                    model.is_some(),
+                    there.is_some()
+                );
             }
         }
     }

@@ -150,12 +150,7 @@ impl World {
         for name in ["export", "cache"] {
             std::fs::create_dir(folder.path().join(name)).expect("made");
         }
-        let geometry = Geometry {
-            size_bytes: 16 << 20,
-            banks: 4,
-            ways: 4,
-            ..Geometry::default()
-        };
+        let geometry = Geometry { size_bytes: 16 << 20, banks: 4, ways: 4, ..Geometry::default() };
         Self { folder, settings: settings(policy, consistency), geometry }
     }
 
@@ -169,8 +164,12 @@ impl World {
     }
 
     pub fn open(&self) -> Session {
-        open(&self.folder.path().join("export"), &self.cache_dir(), self.settings.clone(),
-            self.geometry)
+        open(
+            &self.folder.path().join("export"),
+            &self.cache_dir(),
+            self.settings.clone(),
+            self.geometry,
+        )
     }
 }
 
