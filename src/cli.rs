@@ -16,9 +16,36 @@ struct Cli {
     command: Command,
 }
 
+/// The `-o` options of the disk cache.
+const CACHE_OPTIONS: &str = "\
+Options (-o) of the disk cache:
+  cache=on|off             default: on, unless SOURCE is a directory of this machine
+  cache_dir=DIR            default: ~/.cache/gridvfs/SOURCE-…
+  cache_size=8G            the most that it holds; K, M, G, T
+  cache_banks=512, cache_ways=16, cache_frame=64K
+  cache_share              several read-only mounts share one cache
+  settings=FILE            TOML with the keys below and rules = [\"GLOB:WORD\", …];
+                           read again at SIGHUP; what is given here wins over it
+  passthrough=auto|off     the kernel may read whole files by itself
+  kernel_writeback=auto|off  the kernel may gather writes where that is safe
+and those that gridvfs set changes while the mount lasts:
+  write_policy=write-through  close waits until the server has the data
+              =write-back     it is sent later; fsync waits for this machine's disk
+              =read-only      writes are refused (so with ro)
+  consistency=shared          a file is compared with the server when it is opened
+             =dedicated       nobody else changes the files: nothing is asked twice
+             =read-only-shared  nobody changes the files
+  at_end=write-back|flush|preserve  what becomes of unsent data at the end
+  writeback_delay=5        a file that was not written for so many seconds is sent
+  writeback_age=30         data of this age is sent though its file is still written
+  dirty_max=SIZE           the most unsent data (default: 4G, or half the cache)
+  rule=GLOB:WORD[:WORD…]   for files whose path matches: a write policy, block, whole
+                           or none (what is kept), ahead or no-ahead; repeatable";
+
 #[derive(Subcommand)]
 enum Command {
     /// Mount a directory of a state server
+    #[command(after_long_help = CACHE_OPTIONS, after_help = CACHE_OPTIONS)]
     Mount(MountArgs),
     /// Write back what is held, then unmount
     #[command(alias = "unmount")]
@@ -29,6 +56,14 @@ enum Command {
     Status(StatusArgs),
     /// Send what a session holds to the state server, and wait until it is durable there
     Writeback(StatusArgs),
+    /// Write back, then drop what the cache holds
+    Flush(StatusArgs),
+    /// Change a session's settings while it runs
+    Set(SetArgs),
+    /// List the files that others changed under unsent data, or resolve one
+    Conflicts(ConflictsArgs),
+    /// The disk cache: what it holds, and what it is to hold
+    Cache(CacheArgs),
     /// The server side: started by `gridvfs mount` over ssh, or standing
     Proxy(ProxyArgs),
 }
@@ -45,7 +80,8 @@ pub struct MountArgs {
     /// ssh_command=, gridvfs_command= (on HOST), nfs=ADDR[:PORT] (HOST's proxy forwards to that
     /// NFS server), no_proxy (ssh -W to the NFS server), mountport=, cred=UID[:GID],
     /// attr_timeout=1, entry_timeout=1, negative_timeout=0, allow_other, default_permissions,
-    /// nonempty, linger=300, kernel flags (nosuid, noatime, …), and ssh's own (Port=2222)
+    /// nonempty, linger=300, kernel flags (nosuid, noatime, …), ssh's own (Port=2222), and those
+    /// of the disk cache, listed below
     #[arg(short = 'o', value_name = "KEY=VALUE,…")]
     pub options: Vec<String>,
     /// The session's name (default: from the mount point)
@@ -79,6 +115,12 @@ pub struct UmountArgs {
     /// Detach at once even if files are open; they work until closed
     #[arg(short = 'z', long)]
     pub lazy: bool,
+    /// Leave what is not yet sent in the cache, for the next mount
+    #[arg(long, conflicts_with = "flush")]
+    pub preserve: bool,
+    /// Write back, then empty the cache
+    #[arg(long)]
+    pub flush: bool,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
@@ -97,6 +139,95 @@ pub struct JsonArgs {
 pub struct StatusArgs {
     /// A session's name, or its mount point
     pub session: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `gridvfs set`.
+#[derive(Args)]
+pub struct SetArgs {
+    /// A session's name, or its mount point
+    pub session: String,
+    /// write_policy=, consistency=, at_end=, writeback_delay=, writeback_age=, dirty_max=,
+    /// rule=GLOB:WORD[:WORD…] (those given replace all rules), rules= (clears them)
+    #[arg(value_name = "KEY=VALUE", required = true)]
+    pub changes: Vec<String>,
+    /// Print the settings as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `gridvfs conflicts`.
+#[derive(Args)]
+pub struct ConflictsArgs {
+    /// A session's name, or its mount point
+    pub session: String,
+    /// A file in conflict, as listed or through the mount point
+    #[arg(requires = "how")]
+    pub path: Option<PathBuf>,
+    /// What is to become of it
+    #[arg(value_enum)]
+    pub how: Option<Resolution>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What is to become of a conflict.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum Resolution {
+    /// What was written here goes over the server's version
+    KeepMine,
+    /// What was written here is dropped
+    KeepTheirs,
+    /// What was written here is saved beside the server's version
+    SaveMine,
+}
+
+/// Arguments of `gridvfs cache`.
+#[derive(Args)]
+pub struct CacheArgs {
+    #[command(subcommand)]
+    pub command: CacheCommand,
+}
+
+/// What can be done with a cache.
+#[derive(Subcommand)]
+pub enum CacheCommand {
+    /// List the caches of this user
+    List(JsonArgs),
+    /// Show what a session's cache holds, and what is not yet sent
+    Status(StatusArgs),
+    /// Read and check every block; those that are damaged are dropped, listed, and fetched again
+    /// when they are needed
+    Verify(StatusArgs),
+    /// Fetch files, and all below directories
+    Warm(CachePathsArgs),
+    /// Keep files in the cache while the session lasts, whatever else wants room
+    Pin(CachePathsArgs),
+    /// Keep them no longer
+    Unpin(CachePathsArgs),
+    /// Give disk space back: what was used longest ago goes first
+    Prune {
+        /// A session's name, or its mount point
+        session: String,
+        /// How much: 512M, 2G
+        size: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Arguments of commands about files of a session.
+#[derive(Args)]
+pub struct CachePathsArgs {
+    /// A session's name, or its mount point
+    pub session: String,
+    /// Through the mount point, or from the session's root
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -180,6 +311,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
         Command::Sessions(args) => commands::status::list(args),
         Command::Status(args) => commands::status::show(args),
         Command::Writeback(args) => commands::status::write_back(args),
+        Command::Flush(args) => commands::status::flush(args),
+        Command::Set(args) => commands::set::run(args),
+        Command::Conflicts(args) => commands::conflicts::run(args),
+        Command::Cache(args) => commands::cache::run(args.command),
         Command::Proxy(args) => commands::proxy::run(args.command),
     }
 }

@@ -1,6 +1,9 @@
 //! The verbs of the command line, one module each.
 
+pub mod cache;
+pub mod conflicts;
 pub mod mount;
 pub mod proxy;
+pub mod set;
 pub mod status;
 pub mod umount;

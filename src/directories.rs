@@ -42,6 +42,16 @@ pub fn state() -> Result<PathBuf> {
     }
 }
 
+/// Returns `$XDG_CACHE_HOME/gridvfs` or `~/.cache/gridvfs`, which need not exist.
+pub fn cache() -> Result<PathBuf> {
+    let base = match (std::env::var_os("XDG_CACHE_HOME"), home()) {
+        (Some(path), _) if Path::new(&path).is_absolute() => PathBuf::from(path),
+        (_, Some(home)) => home.join(".cache"),
+        _ => bail!("there is no home directory, and XDG_CACHE_HOME is not set"),
+    };
+    Ok(base.join("gridvfs"))
+}
+
 fn home() -> Option<PathBuf> {
     // $HOME survives `runuser` and `sudo -E` though it is another user's: ask who we are.
     let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten();

@@ -1,11 +1,15 @@
 //! The `-o KEY=VALUE,…` options: as typed, they become validated [`Settings`] here and nowhere
 //! else.
 
+mod cache;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::report::Hinted;
+
+pub use cache::{CacheOptions, Changes, settings_json, size};
 
 /// Settings of a mount, each with its default.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,12 +28,12 @@ pub struct Settings {
     pub mount_port: Option<u16>,
     /// After how long without an answer a call fails with EIO; `None`: never (a hard mount).
     pub timeout: Option<Duration>,
-    /// For how long the kernel may believe attributes.
-    pub attr_timeout: Duration,
+    /// For how long the kernel may believe attributes; `None`: as the cache's consistency says.
+    pub attr_timeout: Option<Duration>,
     /// For how long the kernel may believe names.
-    pub entry_timeout: Duration,
+    pub entry_timeout: Option<Duration>,
     /// For how long the kernel may believe that a name does not exist.
-    pub negative_timeout: Duration,
+    pub negative_timeout: Option<Duration>,
     /// Refuse every change.
     pub read_only: bool,
     /// Let other users in. The kernel then checks permissions.
@@ -44,6 +48,8 @@ pub struct Settings {
     pub linger_seconds: u32,
     /// Passed on to the kernel's mount as they are: `nosuid`, `noatime` and so on.
     pub kernel: Vec<String>,
+    /// The disk cache.
+    pub cache: CacheOptions,
 }
 
 impl Default for Settings {
@@ -56,9 +62,9 @@ impl Default for Settings {
             no_proxy: false,
             mount_port: None,
             timeout: None,
-            attr_timeout: Duration::from_secs(1),
-            entry_timeout: Duration::from_secs(1),
-            negative_timeout: Duration::ZERO,
+            attr_timeout: None,
+            entry_timeout: None,
+            negative_timeout: None,
             read_only: false,
             allow_other: false,
             default_permissions: false,
@@ -66,6 +72,7 @@ impl Default for Settings {
             credential: None,
             linger_seconds: 300,
             kernel: Vec::new(),
+            cache: CacheOptions::default(),
         }
     }
 }
@@ -133,11 +140,7 @@ impl Settings {
             None => (option, None),
         };
         let text = || value.filter(|value| !value.is_empty()).context("a value is missing");
-        let flag = || match value {
-            None | Some("yes" | "true" | "1") => Ok(true),
-            Some("no" | "false" | "0") => Ok(false),
-            Some(_) => bail!("yes or no is expected"),
-        };
+        let flag = || flag(value);
         match key {
             "stripes" => self.stripes = text()?.parse().context("not a number")?,
             "ssh_command" => {
@@ -148,9 +151,9 @@ impl Settings {
             "no_proxy" => self.no_proxy = flag()?,
             "mountport" => self.mount_port = Some(text()?.parse().context("not a port number")?),
             "timeout" => self.timeout = Some(seconds(text()?)?).filter(|time| !time.is_zero()),
-            "attr_timeout" => self.attr_timeout = seconds(text()?)?,
-            "entry_timeout" => self.entry_timeout = seconds(text()?)?,
-            "negative_timeout" => self.negative_timeout = seconds(text()?)?,
+            "attr_timeout" => self.attr_timeout = Some(seconds(text()?)?),
+            "entry_timeout" => self.entry_timeout = Some(seconds(text()?)?),
+            "negative_timeout" => self.negative_timeout = Some(seconds(text()?)?),
             "ro" => self.read_only = flag()?,
             "rw" => self.read_only = !flag()?,
             "allow_other" => self.allow_other = flag()?,
@@ -164,18 +167,24 @@ impl Settings {
             key if key.starts_with(|first: char| first.is_ascii_uppercase()) && value.is_some() => {
                 self.ssh_command.extend(["-o".into(), option.into()]);
             }
-            _ => return Err(unknown(key)),
+            key if self.cache.set(key, value)? => {}
+            _ => {
+                let known = [KEYS, KERNEL_FLAGS, cache::MOUNT_KEYS, cache::CHANGE_KEYS].concat();
+                return Err(unknown(key, &known));
+            }
         }
         Ok(())
     }
 
-    fn check(&self) -> Result<()> {
+    fn check(&mut self) -> Result<()> {
         if self.stripes == 0 || self.stripes > STRIPES_MAX {
             bail!("-o stripes={}: 1 to {STRIPES_MAX} are possible", self.stripes);
         }
         if self.ssh_command.is_empty() {
             bail!("-o ssh_command: the command is empty");
         }
+        self.cache.check(self.read_only)?;
+        self.read_only = self.cache.read_only;
         Ok(())
     }
 
@@ -185,10 +194,17 @@ impl Settings {
     }
 }
 
-fn unknown(key: &str) -> anyhow::Error {
-    let known = KEYS.iter().chain(KERNEL_FLAGS);
+fn flag(value: Option<&str>) -> Result<bool> {
+    match value {
+        None | Some("yes" | "true" | "1") => Ok(true),
+        Some("no" | "false" | "0") => Ok(false),
+        Some(_) => bail!("yes or no is expected"),
+    }
+}
+
+fn unknown(key: &str, known: &[&str]) -> anyhow::Error {
     let distance = |name: &&&str| strsim::damerau_levenshtein(key, name);
-    let nearest = known.min_by_key(distance).filter(|name| distance(name) <= 3);
+    let nearest = known.iter().min_by_key(distance).filter(|name| distance(name) <= 3);
     match nearest {
         Some(name) => Hinted::error("unknown option", format!("did you mean {name}?")),
         None => Hinted::error("unknown option", "gridvfs mount --help lists the options"),

@@ -14,6 +14,11 @@ impl Hinted {
     pub fn error(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
         anyhow::Error::new(Self { message: message.into(), hint: hint.into() })
     }
+
+    /// Returns the next step that an error, or what caused it, names.
+    pub fn hint_of(error: &anyhow::Error) -> Option<&str> {
+        error.chain().find_map(|cause| cause.downcast_ref::<Self>()).map(|hinted| &*hinted.hint)
+    }
 }
 
 impl std::fmt::Display for Hinted {
@@ -26,8 +31,7 @@ impl std::error::Error for Hinted {}
 
 /// Returns an error as text: `Error: …` and, where there is one, `Hint: …`.
 pub fn error_text(error: &anyhow::Error) -> String {
-    let hint = error.chain().find_map(|cause| cause.downcast_ref::<Hinted>());
-    let hint = hint.map_or(String::new(), |hinted| format!("\nHint: {}", hinted.hint));
+    let hint = Hinted::hint_of(error).map_or(String::new(), |hint| format!("\nHint: {hint}"));
     format!("Error: {error:#}{hint}")
 }
 

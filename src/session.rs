@@ -8,5 +8,5 @@
 mod control;
 mod registry;
 
-pub use control::{Client, Control, Server};
+pub use control::{Client, Control, Progress, Server};
 pub use registry::{Record, Registration, find, list, valid_name};

@@ -1,7 +1,10 @@
 //! `gridvfs mount`: connects, mounts, goes to the background and serves until unmounted.
 
 mod connect;
+mod control;
+mod files;
 mod serve;
+mod signals;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,6 +24,14 @@ struct Plan {
     source: Source,
     mountpoint: PathBuf,
     settings: Settings,
+}
+
+impl Plan {
+    /// Says whether the mount has a disk cache.
+    fn has_cache(&self) -> bool {
+        let local = matches!(self.source, Source::Local(_));
+        self.settings.cache.wanted.unwrap_or(!local)
+    }
 }
 
 /// Runs the command.

@@ -1,6 +1,7 @@
-//! `gridvfs sessions`, `status` and `writeback`: clients of the control socket.
+//! `gridvfs sessions`, `status`, `writeback` and `flush`: clients of the control socket.
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
@@ -62,7 +63,8 @@ pub fn show(args: StatusArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_section(indent: &str, section: &Value) {
+/// Prints the fields of an object, and of those within, a line each.
+pub fn print_section(indent: &str, section: &Value) {
     let Some(fields) = section.as_object() else { return };
     for (key, value) in fields {
         match value {
@@ -70,12 +72,16 @@ fn print_section(indent: &str, section: &Value) {
                 println!("{indent}{key}");
                 print_section(&format!("{indent}  "), value);
             }
-            Value::Number(number) if key.ends_with("bytes") => {
+            Value::Number(number) if key.ends_with("bytes") || key == "dirty_max" => {
                 let bytes = number.as_u64().unwrap_or(0);
                 println!("{indent}{key:<24} {bytes} ({})", bytes_text(bytes));
             }
             Value::String(text) => println!("{indent}{key:<24} {text}"),
             Value::Bool(_) if key == "ok" => {}
+            Value::Array(items) => {
+                let items: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
+                println!("{indent}{key:<24} {}", items.join(", "));
+            }
             other => println!("{indent}{key:<24} {other}"),
         }
     }
@@ -84,45 +90,142 @@ fn print_section(indent: &str, section: &Value) {
 /// Writes back and waits.
 pub fn write_back(args: StatusArgs) -> Result<ExitCode> {
     let record = find(&args.session)?;
-    let before = held_bytes(&Client::connect(&record)?.ask("status")?);
-    with_progress(&record, before)?;
+    let before = Pending::of(&Client::connect(&record)?.ask("status")?);
+    with_progress(&record, "writeback")?;
     if args.json {
-        print_json(&json!({"ok": true, "written_back_bytes": before}))?;
+        print_json(&json!({"ok": true, "written_back_bytes": before.bytes}))?;
     } else {
-        println!("{}: {} written back", record.name, bytes_text(before));
+        println!("{}: {} written back", record.name, bytes_text(before.bytes));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns how much a session holds that is not durable on the state server.
-pub fn held_bytes(status: &Value) -> u64 {
-    status["buffer"]["held_bytes"].as_u64().unwrap_or(0)
+/// Writes back, drops what is clean, and waits.
+pub fn flush(args: StatusArgs) -> Result<ExitCode> {
+    let record = find(&args.session)?;
+    let before = Pending::of(&Client::connect(&record)?.ask("status")?);
+    with_progress(&record, "flush")?;
+    if args.json {
+        print_json(&json!({"ok": true, "written_back_bytes": before.bytes}))?;
+    } else {
+        let bytes = bytes_text(before.bytes);
+        println!("{}: {bytes} written back, the cache is empty", record.name);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
-/// Has a session write back; a progress bar shows on a terminal while it does.
-pub fn with_progress(record: &Record, held_at_start: u64) -> Result<()> {
-    let mut client = Client::connect(record)?;
-    client.send("writeback")?;
-    let mut watcher = Client::connect(record)?;
-    let done = std::thread::spawn(move || client.receive());
-    let style = indicatif::ProgressStyle::with_template(
-        "{prefix} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}",
-    )?;
-    let bar = indicatif::ProgressBar::new(held_at_start).with_style(style);
-    bar.set_prefix(format!("writing back {}", record.name));
-    while !done.is_finished() {
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        let Ok(status) = watcher.ask("status") else { break };
-        let held = held_bytes(&status);
-        bar.set_length(held_at_start.max(held));
-        bar.set_position(held_at_start.saturating_sub(held));
-        if let Some(since) =
-            status["link"]["unreachable_seconds"].as_u64().filter(|since| *since > 2)
-        {
-            bar.set_prefix(format!("writing back {} (unreachable for {since} s)", record.name));
+/// What a session holds that is not durable on the state server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// Bytes.
+    pub bytes: u64,
+    /// Files; 0 if that is not known.
+    pub files: u64,
+    /// For how many seconds the server has not answered.
+    pub unreachable_seconds: Option<u64>,
+}
+
+impl Pending {
+    /// Reads it from a session's status.
+    pub fn of(status: &Value) -> Self {
+        let unsent = |name: &str| status["cache"][name].as_u64();
+        let held = status["buffer"]["held_bytes"].as_u64().unwrap_or(0);
+        Self {
+            // What the buffers hold is part of what the cache has not sent.
+            bytes: unsent("unsent_bytes").unwrap_or(held),
+            files: unsent("unsent_files").unwrap_or(0),
+            unreachable_seconds: status["link"]["unreachable_seconds"].as_u64(),
         }
     }
-    bar.finish_and_clear();
+}
+
+impl std::fmt::Display for Pending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} not yet on the state server", bytes_text(self.bytes))?;
+        match self.files {
+            0 => {}
+            1 => write!(f, " (1 file)")?,
+            files => write!(f, " ({files} files)")?,
+        }
+        match self.unreachable_seconds {
+            Some(seconds) => write!(f, ", which has not answered for {seconds} s"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// When it is first said, without a terminal, what is waited for, and how often after that.
+const SAY_FIRST: Duration = Duration::from_secs(3);
+const SAY_EVERY: Duration = Duration::from_secs(30);
+
+/// Shows how much is not yet sent while something is waited for.
+pub struct Watch {
+    record: Record,
+    client: Client,
+    bar: indicatif::ProgressBar,
+    most_bytes: u64,
+    say_at: Instant,
+}
+
+impl Watch {
+    /// Begins; `what` says what is being done.
+    pub fn new(record: &Record, what: &str) -> Result<Self> {
+        let style = indicatif::ProgressStyle::with_template(
+            "{prefix} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} {msg}",
+        )?;
+        let bar = indicatif::ProgressBar::new(0).with_style(style);
+        bar.set_prefix(format!("{what} {}", record.name));
+        Ok(Self {
+            record: record.clone(),
+            client: Client::connect(record)?,
+            bar,
+            most_bytes: 0,
+            say_at: Instant::now() + SAY_FIRST,
+        })
+    }
+
+    /// Looks and shows, until `done`.
+    pub fn until(&mut self, done: &dyn Fn() -> bool) {
+        while !done() {
+            std::thread::sleep(Duration::from_millis(20));
+            let Ok(status) = self.client.ask("status") else { break };
+            let pending = Pending::of(&status);
+            self.most_bytes = self.most_bytes.max(pending.bytes);
+            self.bar.set_length(self.most_bytes);
+            self.bar.set_position(self.most_bytes - pending.bytes);
+            if let Some(since) = pending.unreachable_seconds.filter(|since| *since > 2) {
+                self.bar.set_message(format!("(no answer for {since} s)"));
+            } else {
+                self.bar.set_message("");
+            }
+            if Instant::now() >= self.say_at && pending.bytes > 0 {
+                self.say_at = Instant::now() + SAY_EVERY;
+                let hint = match status["cache"] {
+                    Value::Object(_) => format!(
+                        "; gridvfs umount --preserve {} leaves it for the next mount",
+                        self.record.name
+                    ),
+                    _ => String::new(),
+                };
+                let words = format!("{}: waiting: {pending}{hint}", self.record.name);
+                match self.bar.is_hidden() {
+                    true => eprintln!("{words}"),
+                    false if pending.unreachable_seconds.is_some() => self.bar.println(words),
+                    false => {}
+                }
+            }
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Has a session write back (or flush); a progress bar shows on a terminal while it does.
+pub fn with_progress(record: &Record, verb: &str) -> Result<()> {
+    let mut client = Client::connect(record)?;
+    client.send(verb)?;
+    let done = std::thread::spawn(move || client.receive());
+    Watch::new(record, "writing back")?.until(&|| done.is_finished());
     match done.join() {
         Ok(result) => result.map(drop),
         Err(_) => bail!("the request ended early"),

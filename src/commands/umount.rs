@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use gridvfs_fuse::MountState;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::status::{held_bytes, with_progress};
+use super::status::{Pending, Watch, with_progress};
 use crate::cli::UmountArgs;
-use crate::report::{Hinted, print_json};
-use crate::session::{self, Client};
+use crate::report::{Hinted, bytes_text, print_json};
+use crate::session::{self, Client, Record};
 
 /// Runs the command.
 pub fn run(args: UmountArgs) -> Result<ExitCode> {
@@ -20,18 +20,9 @@ pub fn run(args: UmountArgs) -> Result<ExitCode> {
         None => std::path::absolute(&args.target)?,
     };
     let client = record.as_ref().and_then(|record| Client::connect(record).ok());
+    let mut last = json!({});
     match (&record, client) {
-        (Some(record), Some(mut client)) => {
-            let held = held_bytes(&client.ask("status")?);
-            if held > 0 && !args.lazy {
-                with_progress(record, held).context("write-back failed; still mounted")?;
-            }
-            client.send("wait")?;
-            unmount(&mountpoint, args.lazy)?;
-            if !args.lazy {
-                client.receive().context("the session ended with an error")?;
-            }
-        }
+        (Some(record), Some(client)) => last = end(record, client, &args)?,
         _ => match gridvfs_fuse::inspect(&mountpoint) {
             MountState::Stale { .. } => {
                 unmount(&mountpoint, true)?;
@@ -56,9 +47,84 @@ pub fn run(args: UmountArgs) -> Result<ExitCode> {
         },
     }
     if args.json {
-        print_json(&json!({"ok": true, "mountpoint": mountpoint}))?;
+        let mut reply = json!({"ok": true, "mountpoint": mountpoint});
+        for name in ["unsent_bytes", "unsent_files", "cache_directory"] {
+            if !last[name].is_null() {
+                reply[name] = last[name].clone();
+            }
+        }
+        print_json(&reply)?;
+    } else if last["unsent_files"].as_u64().is_some_and(|files| files > 0) {
+        let (bytes, files) = (&last["unsent_bytes"], &last["unsent_files"]);
+        println!(
+            "{} unsent ({files} file{}), kept for the next mount in {}",
+            bytes_text(bytes.as_u64().unwrap_or(0)),
+            if files == 1 { "" } else { "s" },
+            last["cache_directory"].as_str().unwrap_or_default(),
+        );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Ends a session that answers. Returns what it said last.
+fn end(record: &Record, mut client: Client, args: &UmountArgs) -> Result<Value> {
+    let status = client.ask("status")?;
+    let settings = &status["cache"]["settings"];
+    let before = settings["at_end"].as_str();
+    let wanted = match (args.preserve, args.flush, before) {
+        (false, false, _) => None,
+        (_, _, None) => {
+            return Err(Hinted::error(
+                format!("session {} has no disk cache", record.name),
+                "gridvfs umount without --preserve or --flush writes back",
+            ));
+        }
+        (true, ..) => Some("preserve"),
+        _ => Some("flush"),
+    };
+    if let Some(wanted) = wanted {
+        client.ask_with("set", json!({"changes": [format!("at_end={wanted}")]}))?;
+    }
+    let ended = write_back_and_unmount(record, &mut client, args, &status, wanted.or(before));
+    if let (Some(_), Some(before), Err(_)) = (wanted, before, &ended) {
+        // Still mounted: as it was.
+        let _ = client.ask_with("set", json!({"changes": [format!("at_end={before}")]}));
+    }
+    ended?;
+    if args.lazy {
+        return Ok(json!({}));
+    }
+    // What was written meanwhile may still have to go.
+    let done = std::thread::spawn(move || client.receive());
+    if let Ok(mut watch) = Watch::new(record, "unmounting") {
+        watch.until(&|| done.is_finished());
+    }
+    match done.join() {
+        Ok(result) => result.context("the session ended with an error"),
+        Err(_) => bail!("the request ended early"),
+    }
+}
+
+fn write_back_and_unmount(
+    record: &Record,
+    client: &mut Client,
+    args: &UmountArgs,
+    status: &Value,
+    at_end: Option<&str>,
+) -> Result<()> {
+    let sends = at_end != Some("preserve")
+        && status["cache"]["settings"]["write_policy"] != json!("read-only");
+    if Pending::of(status).bytes > 0 && !args.lazy && sends {
+        with_progress(record, "writeback").map_err(|error| match at_end {
+            Some(_) if Hinted::hint_of(&error).is_none() => Hinted::error(
+                format!("write-back failed; still mounted: {error:#}"),
+                format!("gridvfs umount --preserve {} leaves it for the next mount", args.target),
+            ),
+            _ => error.context("write-back failed; still mounted"),
+        })?;
+    }
+    unmount(&record.mountpoint, args.lazy)?;
+    Ok(client.send("wait")?)
 }
 
 fn unmount(mountpoint: &Path, lazy: bool) -> Result<()> {

@@ -23,6 +23,9 @@ pub struct Record {
     pub mountpoint: PathBuf,
     /// The mount process.
     pub pid: u32,
+    /// The directory of its disk cache, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
 }
 
 impl Record {
@@ -51,6 +54,7 @@ impl Registration {
         suggested: &str,
         source: &str,
         mountpoint: &Path,
+        cache: Option<&Path>,
     ) -> Result<Self> {
         let directory = directory()?;
         let base = wanted.map_or_else(|| cleaned(suggested), String::from);
@@ -64,6 +68,7 @@ impl Registration {
                 source: source.into(),
                 mountpoint: mountpoint.into(),
                 pid: std::process::id(),
+                cache: cache.map(PathBuf::from),
             };
             let path = directory.join(format!("{}.json", record.name));
             let text = serde_json::to_vec(&record)?;
@@ -81,7 +86,7 @@ impl Registration {
                         log::info!("removing the record of {}, which has died", record.name);
                         remove(&directory, &record.name);
                         // The same name again, now free.
-                        return Self::new(wanted, suggested, source, mountpoint);
+                        return Self::new(wanted, suggested, source, mountpoint, cache);
                     }
                     if wanted.is_some() {
                         return Err(Hinted::error(

@@ -10,8 +10,8 @@ use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
-use super::options::{AtEnd, Consistency, DiskOptions};
-use super::{Core, DiskCache, SENDING_MAX, WALK_READS_MAX, now_ms, recover};
+use super::options::{AtEnd, Consistency, DiskOptions, Policy};
+use super::{Core, DiskCache, SENDING_MAX, Unsent, WALK_READS_MAX, now_ms, recover};
 use crate::BufferLayer;
 use crate::index::{Index, IndexError, IndexOptions};
 use crate::journal::{Journal, JournalError, JournalOptions, Rebuild, Replayed};
@@ -101,8 +101,33 @@ impl Origin {
 }
 
 impl DiskCache {
+    /// Says how much unsent data a directory's cache holds. Nothing is changed in it; it must not be
+    /// in use. Blocks the calling thread while the disk works.
+    ///
+    /// # Errors
+    /// Those of the journal: a format that is not known, the disk's.
+    pub fn unsent_in(dir: &Path) -> Result<Unsent, OpenError> {
+        let dir = dir.join("journal");
+        if !dir.is_dir() {
+            return Ok(Unsent::default());
+        }
+        let mut rebuild = Rebuild::new();
+        let mut take = |replayed| {
+            if let Replayed::Record { seq, record, place } = replayed {
+                rebuild.push(seq, &record, place);
+            }
+        };
+        let journal = Journal::open(&dir, JournalOptions::default(), &mut take)?;
+        let files = rebuild.finish(&journal);
+        Ok(Unsent {
+            files: files.len() as u64,
+            bytes: files.values().map(|file| file.dirty.bytes()).sum(),
+            conflicts: files.values().filter(|file| file.state.conflict.is_some()).count() as u64,
+        })
+    }
+
     /// Opens the cache in `options.dir` over `buffer`, which stands over `client`. Unsent data of
-    /// an earlier process is sent at once, unless the session is to preserve it.
+    /// an earlier process is sent at once, unless the session is to preserve it, or only reads.
     ///
     /// Blocks the calling thread while the disk works.
     pub async fn open(
@@ -170,7 +195,7 @@ impl DiskCache {
         for damage in &damage {
             recover::report(&index, &root, damage);
         }
-        let preserve = settings.at_end == AtEnd::Preserve;
+        let hold = settings.at_end == AtEnd::Preserve || settings.policy == Policy::ReadOnly;
         let core = Arc::new_cyclic(|this| Core {
             this: this.clone(),
             root,
@@ -193,7 +218,7 @@ impl DiskCache {
             dirty_bytes: AtomicU64::new(0),
             hurry: false.into(),
             closing: false.into(),
-            held: preserve.into(),
+            held: hold.into(),
             dead_bytes: AtomicU64::new(0),
             reclaim: Notify::new(),
             room: Notify::new(),

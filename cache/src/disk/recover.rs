@@ -103,7 +103,7 @@ impl Core {
         }
         let bytes = self.dirty_bytes();
         if bytes > 0 {
-            log::info!("{bytes} bytes of unsent data were left by an earlier process");
+            log::debug!("{bytes} bytes of unsent data were left by an earlier process");
         }
     }
 

@@ -9,6 +9,7 @@ use gridvfs_vfs::{Caller, Error, FileHandle, Result, Status, Vfs};
 use super::node::Node;
 use super::options::{AtEnd, Policy, Settings};
 use super::{Core, DiskCache, DiskCounters};
+use crate::FileKey;
 use crate::store::{Usage, VerifyReport};
 
 /// How much is unsent.
@@ -25,6 +26,8 @@ pub struct Unsent {
 /// A file with unsent data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileStatus {
+    /// The file.
+    pub handle: FileHandle,
     /// Its path in the mount, as last known.
     pub path: String,
     /// Its unsent bytes.
@@ -119,9 +122,13 @@ impl Core {
     }
 
     pub async fn shutdown(self: &Arc<Self>) -> Result<()> {
-        let at_end = self.settings.read().at_end;
+        let (at_end, policy) = {
+            let settings = self.settings.read();
+            (settings.at_end, settings.policy)
+        };
         let result = match at_end {
             AtEnd::Preserve => Ok(()),
+            _ if policy == Policy::ReadOnly && self.is_held() => Ok(()),
             AtEnd::WriteBack | AtEnd::Flush => self.write_back().await,
         };
         if at_end == AtEnd::Flush && result.is_ok() {
@@ -174,8 +181,8 @@ impl DiskCache {
                 let state = node.state.lock();
                 (state.dirty.bytes(), state.failing.clone(), state.conflict.is_some())
             };
-            let path = self.core.path_text(&node.handle);
-            (unsent_bytes > 0).then_some(FileStatus { path, unsent_bytes, error, conflict })
+            let (handle, path) = (node.handle, self.core.path_text(&node.handle));
+            (unsent_bytes > 0).then_some(FileStatus { handle, path, unsent_bytes, error, conflict })
         };
         let mut files: Vec<_> = self.core.all_nodes().into_iter().filter_map(status).collect();
         files.sort_by(|a, b| a.path.cmp(&b.path));
@@ -197,8 +204,9 @@ impl DiskCache {
         if before.consistency.trusts() && !settings.consistency.trusts() {
             core.index.forget_all();
         }
-        let preserve = settings.at_end == AtEnd::Preserve;
-        if !preserve {
+        // A session that only reads never sends what it found; one that begins to write does.
+        let reads = before.policy == Policy::ReadOnly && settings.policy == Policy::ReadOnly;
+        if settings.at_end != AtEnd::Preserve && !reads {
             core.held.store(false, Ordering::Release);
         }
         *core.settings.write() = Arc::new(settings);
@@ -285,12 +293,22 @@ impl DiskCache {
         core.repin();
     }
 
-    /// Returns the pinned files' paths.
-    pub fn pinned(&self) -> Vec<String> {
-        let pins: Vec<FileHandle> = self.core.pins.lock().iter().copied().collect();
-        let mut paths: Vec<_> = pins.iter().map(|file| self.core.path_text(file)).collect();
-        paths.sort();
-        paths
+    /// Returns the pinned files.
+    pub fn pinned(&self) -> Vec<FileHandle> {
+        self.core.pins.lock().iter().copied().collect()
+    }
+
+    /// Returns the path of a file from the mount's root, as last known: `a/b`, as the bytes that it
+    /// is.
+    pub fn path_of(&self, file: &FileHandle) -> Option<Vec<u8>> {
+        let core = &self.core;
+        let of_unsent = || core.known(file)?.state.lock().said.path.clone();
+        core.index.path_of(file, &core.root).or_else(of_unsent)
+    }
+
+    /// Finds the file that has its blocks under a key. May wait for the disk.
+    pub fn file_of(&self, key: FileKey) -> Option<FileHandle> {
+        self.core.index.handle_of_key(key)
     }
 
     /// Gives room back to the disk: the oldest blocks go first. Returns how many bytes went.

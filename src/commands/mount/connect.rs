@@ -4,7 +4,8 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use gridvfs_cache::{BufferLayer, BufferOptions};
+use gridvfs_cache::disk::{DiskOptions, Settings};
+use gridvfs_cache::{BufferLayer, BufferOptions, DiskCache};
 use gridvfs_proxy::local_dir::{LocalDir, LocalDirOptions};
 use gridvfs_upstream::ssh::{
     RemoteExport, SshForwardConnector, SshHost, SshProxyConnector, SshSettings,
@@ -16,9 +17,13 @@ use gridvfs_vfs::{Vfs, nfs3, rpc::portmap};
 use tokio::runtime::Handle;
 
 use super::Plan;
+use crate::cache_dir::{self, CacheDir};
 use crate::report::Hinted;
 use crate::source::Source;
 use crate::{daemon, directories};
+
+/// Files up to this size are fetched whole: half of what a READ carries at most elsewhere.
+const SMALL_BYTES_MAX: u64 = 64 << 10;
 
 /// The layers of a mount, from the kernel's side.
 pub struct Stack {
@@ -30,18 +35,75 @@ pub struct Stack {
     pub client: Option<Arc<NfsClient>>,
     /// The host that ssh reaches, to give the terminal back to.
     pub host: Option<Arc<SshHost>>,
+    /// The disk cache.
+    pub cache: Option<Cache>,
+}
+
+/// A mount's disk cache.
+pub struct Cache {
+    /// The cache.
+    pub disk: Arc<DiskCache>,
+    /// Its directory, held.
+    pub dir: CacheDir,
+}
+
+impl Stack {
+    /// Puts a disk cache on top.
+    async fn add_cache(
+        mut self,
+        plan: &Plan,
+        dir: CacheDir,
+        settings: Settings,
+        buffer: Arc<BufferLayer>,
+        below: Arc<dyn Vfs>,
+    ) -> Result<Self> {
+        let options = DiskOptions {
+            dir: dir.path.clone(),
+            geometry: plan.settings.cache.geometry,
+            shared: plan.settings.cache.share,
+            small_max_bytes: SMALL_BYTES_MAX,
+            settings,
+        };
+        let opened = DiskCache::open(buffer, below, Handle::current(), options).await;
+        let disk = Arc::new(opened.map_err(|error| cache_dir::open_error(&dir.path, error))?);
+        self.top = disk.clone();
+        self.cache = Some(Cache { disk, dir });
+        Ok(self)
+    }
 }
 
 /// Connects. May ask the user for a password on the terminal.
 pub async fn connect(plan: &Plan) -> Result<Stack> {
     let settings = &plan.settings;
+    // Before anybody is asked for a password.
+    let cache = match plan.has_cache() {
+        true => {
+            let wanted = settings.cache.settings()?;
+            // The same relative path is another directory elsewhere.
+            let source = match &plan.source {
+                Source::Local(path) => std::fs::canonicalize(path)
+                    .with_context(|| path.display().to_string())?
+                    .to_string_lossy()
+                    .into_owned(),
+                _ => plan.args.source.clone(),
+            };
+            let dir = CacheDir::take(&settings.cache, &source, &plan.mountpoint)?;
+            Some((dir, wanted))
+        }
+        false => None,
+    };
     if let Source::Local(path) = &plan.source {
         let options = LocalDirOptions {
             state_dir: Some(directories::state()?),
             read_only: settings.read_only,
         };
-        let directory = LocalDir::open(path, options)?;
-        return Ok(Stack { top: Arc::new(directory), buffer: None, client: None, host: None });
+        let directory: Arc<dyn Vfs> = Arc::new(LocalDir::open(path, options)?);
+        let stack =
+            Stack { top: directory.clone(), buffer: None, client: None, host: None, cache: None };
+        let Some((dir, wanted)) = cache else { return Ok(stack) };
+        let buffer = new_buffer(directory.clone()).await?;
+        let stack = Stack { buffer: Some(buffer.clone()), ..stack };
+        return stack.add_cache(plan, dir, wanted, buffer, directory).await;
     }
     let host = match &plan.source {
         Source::Ssh { destination, .. } => Some(ssh_host(plan, destination)?),
@@ -89,10 +151,23 @@ pub async fn connect(plan: &Plan) -> Result<Stack> {
         }
         (Source::Local(_), _) | (Source::Ssh { .. }, None) => bail!("not reached over a network"),
     };
-    let buffer =
-        BufferLayer::new(client.clone(), Handle::current(), BufferOptions::default()).await?;
-    let buffer = Arc::new(buffer);
-    Ok(Stack { top: buffer.clone(), buffer: Some(buffer), client: Some(client), host })
+    let buffer = new_buffer(client.clone()).await?;
+    let stack = Stack {
+        top: buffer.clone(),
+        buffer: Some(buffer.clone()),
+        client: Some(client.clone()),
+        host,
+        cache: None,
+    };
+    match cache {
+        Some((dir, wanted)) => stack.add_cache(plan, dir, wanted, buffer, client).await,
+        None => Ok(stack),
+    }
+}
+
+async fn new_buffer(below: Arc<dyn Vfs>) -> Result<Arc<BufferLayer>> {
+    let buffer = BufferLayer::new(below, Handle::current(), BufferOptions::default()).await?;
+    Ok(Arc::new(buffer))
 }
 
 fn ssh_host(plan: &Plan, destination: &str) -> Result<Arc<SshHost>> {

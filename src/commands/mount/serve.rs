@@ -1,23 +1,24 @@
 //! The mount process: from the connection to the last byte written back.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use env_logger::WriteStyle;
+use gridvfs_cache::disk::{AtEnd, Policy, Unsent};
 use gridvfs_fuse::{MountOptions, Session, SessionOptions};
-use gridvfs_vfs::Vfs;
 use serde_json::{Value, json};
-use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::Plan;
-use super::connect::{Stack, connect};
+use super::connect::{Cache, Stack, connect};
+use super::control::SessionControl;
+use super::signals;
+use crate::cache_dir::source_hash;
 use crate::daemon::{self, Starter};
 use crate::directories;
-use crate::session::{Control, Registration, Server};
+use crate::options::CacheOptions;
+use crate::report::bytes_text;
+use crate::session::{Record, Registration, Server};
 
 /// Two threads carry 1 Gbit/s with time to spare; more would only wait for each other.
 const NETWORK_THREADS: usize = 2;
@@ -46,6 +47,7 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
         &suggested,
         &plan.args.source,
         &plan.mountpoint,
+        stack.cache.as_ref().map(|cache| cache.dir.path.as_path()),
     )?;
     let record = registration.record().clone();
     let settings = &plan.settings;
@@ -61,44 +63,43 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
         },
     )?;
     let mounted = Mounted { plan };
+    let cache_settings = stack.cache.as_ref().map(|cache| cache.disk.settings());
+    let life = |usual| CacheOptions::life(cache_settings.as_deref(), usual);
+    let second = Duration::from_secs(1);
     let options = SessionOptions {
-        attr_timeout: settings.attr_timeout,
-        entry_timeout: settings.entry_timeout,
-        negative_timeout: settings.negative_timeout,
+        attr_timeout: settings.attr_timeout.unwrap_or(life(second)),
+        entry_timeout: settings.entry_timeout.unwrap_or(life(second)),
+        negative_timeout: settings.negative_timeout.unwrap_or(life(Duration::ZERO)),
         allow_other: settings.allow_other,
         default_permissions: settings.default_permissions || settings.allow_other,
         ..SessionOptions::default()
     };
-    let silly = directories::state()?.join(format!("silly-{:016x}", name_hash(&plan.args.source)));
+    let silly =
+        directories::state()?.join(format!("silly-{:016x}", source_hash(&plan.args.source)));
     let handle = runtime.handle().clone();
+    let believed = options.attr_timeout.max(options.entry_timeout);
     let session = Session::new(device, stack.top.clone(), handle, options, Some(&silly))
         .context("the kernel refuses the FUSE session")?;
-    let control = Arc::new(SessionControl::new(&record, &stack, session.counters()));
+    let control = SessionControl::new(plan, &record, &stack, session.counters(), believed);
+    let control = Arc::new(control);
     let _context = runtime.enter();
-    let server = Server::start(&record, control)?;
-    let words = if plan.args.json {
-        format!(
-            "{}\n",
-            json!({"ok": true, "session": record.name, "source": record.source,
-            "mountpoint": record.mountpoint, "pid": record.pid})
-        )
-    } else {
-        String::new()
-    };
+    let server = Server::start(&record, control.clone())?;
+    let words = words(plan, &record, stack.cache.as_ref());
     if let Some(host) = &stack.host {
         host.stop_prompting();
     }
     starter.started(&words, &directories::state()?.join(format!("{}.log", record.name)))?;
     log::info!("{} mounted on {}", record.source, record.mountpoint.display());
-    unmount_on_signals(&runtime, plan)?;
+    if !words.is_empty() && !plan.args.json {
+        log::info!("{}", words.trim_end());
+    }
+    signals::handle(&runtime, plan, &control)?;
     let served = session.run();
     drop(mounted);
     log::info!("unmounted; writing back");
-    let ended = runtime.block_on(stack.top.shutdown());
-    let result = served.map_err(anyhow::Error::from).and(ended.map_err(|error| {
-        anyhow::Error::from(error)
-            .context(format!("{}: data could not be written back", record.source))
-    }));
+    let ended = runtime.block_on(end(&record, &stack));
+    let result = served.map_err(anyhow::Error::from).and(ended);
+    let last = stack.cache.as_ref().map_or(json!({}), left);
     if let Some(client) = &stack.client {
         runtime.block_on(client.end_session(&gridvfs_vfs::Caller {
             uid: 0,
@@ -108,8 +109,83 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
     }
     // The entry goes first: whoever hears that the session has ended may reuse its name.
     drop(registration);
-    runtime.block_on(server.end(result.as_ref().err().map(|error| format!("{error:#}"))));
+    runtime.block_on(server.end(result.as_ref().err().map(|error| format!("{error:#}")), last));
     result
+}
+
+/// What to print once the mount works.
+fn words(plan: &Plan, record: &Record, cache: Option<&Cache>) -> String {
+    let unsent = cache.map(|cache| cache.dir.unsent).filter(|unsent| unsent.files > 0);
+    let kept = cache.is_some_and(|cache| {
+        let settings = cache.disk.settings();
+        settings.at_end == AtEnd::Preserve || settings.policy == Policy::ReadOnly
+    });
+    if plan.args.json {
+        let mut words = json!({
+            "ok": true, "session": record.name, "source": record.source,
+            "mountpoint": record.mountpoint, "pid": record.pid,
+        });
+        if let Some(cache) = cache {
+            words["cache"] = json!({
+                "directory": cache.dir.path,
+                "unsent_bytes": unsent.map_or(0, |unsent| unsent.bytes),
+                "unsent_files": unsent.map_or(0, |unsent| unsent.files),
+                "unsent_kept": kept,
+            });
+        }
+        return format!("{words}\n");
+    }
+    let (Some(unsent), Some(cache)) = (unsent, cache) else { return String::new() };
+    let found = format!("{} of an earlier session not yet sent", unsent_text(unsent));
+    let (name, settings) = (&record.name, cache.disk.settings());
+    let becomes = match (settings.policy, settings.at_end) {
+        (Policy::ReadOnly, _) => "kept: this mount is read-only".to_string(),
+        (_, AtEnd::Preserve) => {
+            format!("kept, as at_end=preserve says (gridvfs writeback {name} sends it)")
+        }
+        _ => format!("being sent now (gridvfs status {name})"),
+    };
+    let conflicts = match unsent.conflicts {
+        0 => String::new(),
+        count => format!("\n{count} in conflict: gridvfs conflicts {name}"),
+    };
+    format!("{found}: {becomes}{conflicts}\n")
+}
+
+fn unsent_text(unsent: Unsent) -> String {
+    let files = if unsent.files == 1 { "1 file".into() } else { format!("{} files", unsent.files) };
+    format!("{} in {files}", bytes_text(unsent.bytes))
+}
+
+/// Ends the layers: what is to reach the state server has, or stays in the cache.
+async fn end(record: &Record, stack: &Stack) -> Result<()> {
+    let Some(cache) = &stack.cache else {
+        let ended = stack.top.shutdown().await;
+        return ended.with_context(|| format!("{}: not all data was written back", record.source));
+    };
+    let ended = cache.disk.close().await;
+    let unsent = cache.disk.unsent();
+    let place = cache.dir.path.display();
+    if unsent.files > 0 {
+        log::warn!("{} not sent, kept in {place} for the next mount", unsent_text(unsent));
+    }
+    ended.with_context(|| match unsent.files {
+        0 => format!("{}: not all data was written back", record.source),
+        _ => format!(
+            "{}: {} could not be written back and is kept in {place} for the next mount",
+            record.source,
+            unsent_text(unsent)
+        ),
+    })
+}
+
+/// What is left in a cache.
+fn left(cache: &Cache) -> Value {
+    let unsent = cache.disk.unsent();
+    json!({
+        "unsent_bytes": unsent.bytes, "unsent_files": unsent.files,
+        "cache_directory": cache.dir.path,
+    })
 }
 
 /// Unmounts when the start fails half way. A clean unmount has happened before it is dropped.
@@ -126,109 +202,10 @@ impl Drop for Mounted<'_> {
     }
 }
 
-/// Names what is kept for a source between mounts.
-fn name_hash(source: &str) -> u64 {
-    // FNV-1a: the same in every version of the program.
-    source.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
-}
-
 /// What goes to the background ends in a file, where colours are noise.
 fn start_log(debug: bool, stays: bool) {
     let level = if debug { "debug" } else { "info" };
     let environment = env_logger::Env::default().filter_or("GRIDVFS_LOG", level);
     let style = if stays { WriteStyle::Auto } else { WriteStyle::Never };
     env_logger::Builder::from_env(environment).format_target(false).write_style(style).init();
-}
-
-/// SIGTERM and SIGINT unmount, as they do for sshfs; busy or not, since whoever sends them wants
-/// the process to end. What is held is written back all the same; a second signal gives that up.
-fn unmount_on_signals(runtime: &Runtime, plan: &Plan) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
-    let mountpoint = plan.mountpoint.clone();
-    runtime.spawn(async move {
-        let mut asked = false;
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-                // The terminal that the mount was made from has been closed: no reason to end.
-                _ = hang_up.recv() => continue,
-            }
-            if asked {
-                log::error!("asked to end a second time: giving up what is not written back");
-                std::process::exit(1);
-            }
-            asked = true;
-            let mountpoint = mountpoint.clone();
-            let unmounted = tokio::task::spawn_blocking(move || {
-                gridvfs_fuse::unmount(&mountpoint, false)
-                    .or_else(|_| gridvfs_fuse::unmount(&mountpoint, true))
-            });
-            if let Ok(Err(error)) = unmounted.await {
-                log::error!("cannot unmount: {error}");
-            }
-        }
-    });
-    Ok(())
-}
-
-/// What the control socket tells and does.
-struct SessionControl {
-    name: String,
-    source: String,
-    mountpoint: std::path::PathBuf,
-    started: Instant,
-    top: Arc<dyn Vfs>,
-    buffer: Option<Arc<gridvfs_cache::BufferLayer>>,
-    client: Option<Arc<gridvfs_upstream::NfsClient>>,
-    counters: Arc<gridvfs_fuse::Counters>,
-}
-
-impl SessionControl {
-    fn new(
-        record: &crate::session::Record,
-        stack: &Stack,
-        counters: Arc<gridvfs_fuse::Counters>,
-    ) -> Self {
-        Self {
-            name: record.name.clone(),
-            source: record.source.clone(),
-            mountpoint: record.mountpoint.clone(),
-            started: Instant::now(),
-            top: stack.top.clone(),
-            buffer: stack.buffer.clone(),
-            client: stack.client.clone(),
-            counters,
-        }
-    }
-}
-
-impl Control for SessionControl {
-    fn status(&self) -> Value {
-        let mut status = json!({
-            "session": self.name,
-            "source": self.source,
-            "mountpoint": self.mountpoint,
-            "pid": std::process::id(),
-            "version": env!("CARGO_PKG_VERSION"),
-            "uptime_seconds": self.started.elapsed().as_secs(),
-            "requests": self.counters.to_map(),
-        });
-        if let Some(buffer) = &self.buffer {
-            status["buffer"] = json!(buffer.counters().to_map());
-            status["buffer"]["held_bytes"] = json!(buffer.dirty_bytes());
-        }
-        if let Some(client) = &self.client {
-            status["link"] = json!(client.counters().to_map());
-        }
-        status
-    }
-
-    fn write_back(&self) -> Pin<Box<dyn Future<Output = Result<()>> + Send + '_>> {
-        Box::pin(async { Ok(self.top.shutdown().await?) })
-    }
 }

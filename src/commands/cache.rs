@@ -1,0 +1,240 @@
+//! `gridvfs cache`: what a session's disk cache holds, and what it is to hold.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::status::find;
+use crate::cache_dir;
+use crate::cli::{CacheCommand, CachePathsArgs, JsonArgs, StatusArgs};
+use crate::options::size;
+use crate::paths;
+use crate::report::{bytes_text, print_json};
+use crate::session::{Client, Record};
+
+/// So many files are shown one by one.
+const FILES_SHOWN_MAX: usize = 20;
+
+/// Runs the command.
+pub fn run(command: CacheCommand) -> Result<ExitCode> {
+    match command {
+        CacheCommand::List(args) => list(args),
+        CacheCommand::Status(args) => status(args),
+        CacheCommand::Verify(args) => verify(args),
+        CacheCommand::Warm(args) => warm(args),
+        CacheCommand::Pin(args) => pin(args, true),
+        CacheCommand::Unpin(args) => pin(args, false),
+        CacheCommand::Prune { session, size, json } => prune(&session, &size, json),
+    }
+}
+
+fn list(args: JsonArgs) -> Result<ExitCode> {
+    let caches = cache_dir::list()?;
+    if args.json {
+        let row = |cache: &cache_dir::Found| {
+            json!({
+                "directory": cache.path, "source": cache.source, "disk_bytes": cache.disk_bytes,
+                "sessions": cache.users,
+                "unsent_bytes": cache.unsent.map(|unsent| unsent.bytes),
+                "unsent_files": cache.unsent.map(|unsent| unsent.files),
+            })
+        };
+        print_json(&caches.iter().map(row).collect::<Vec<_>>())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if caches.is_empty() {
+        println!("no caches");
+    }
+    for cache in caches {
+        let source = cache.source.as_deref().unwrap_or("(source not known)");
+        println!("{source}");
+        print!("    {}  {}", cache.path.display(), bytes_text(cache.disk_bytes));
+        if !cache.users.is_empty() {
+            print!("  in use by {}", cache.users.join(", "));
+        }
+        if let Some(unsent) = cache.unsent.filter(|unsent| unsent.files > 0) {
+            print!("  {} not sent: mount the source to send it", bytes_text(unsent.bytes));
+        }
+        println!();
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn number(value: &Value, name: &str) -> u64 {
+    value[name].as_u64().unwrap_or(0)
+}
+
+fn list_of<'a>(value: &'a Value, name: &str) -> &'a [Value] {
+    value[name].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+fn status(args: StatusArgs) -> Result<ExitCode> {
+    let record = find(&args.session)?;
+    let status = Client::connect(&record)?.ask("cache-status")?;
+    if args.json {
+        print_json(&status)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let count = |name: &str| number(&status, name);
+    let bytes = |name: &str| bytes_text(count(name));
+    let row = |name: &str, text: String| println!("{name:<12} {text}");
+    row("directory", status["directory"].as_str().unwrap_or_default().into());
+    let percent = count("used_bytes") as f64 * 100.0 / count("size_bytes").max(1) as f64;
+    row("size", bytes("size_bytes"));
+    row(
+        "used",
+        format!("{} ({percent:.1} %), {} on disk", bytes("used_bytes"), bytes("disk_bytes")),
+    );
+    let ratio = match status["hit_ratio"].as_f64() {
+        Some(ratio) => format!("  hit ratio {:.1} %", ratio * 100.0),
+        None => String::new(),
+    };
+    row("reads", format!("{} hits, {} misses{ratio}", count("hits"), count("misses")));
+    row("joined", format!("{} reads waited for what another had asked for", count("joined")));
+    row(
+        "unsent",
+        match count("unsent_files") {
+            0 => "nothing".into(),
+            files => format!(
+                "{} in {files} files, {} in conflict",
+                bytes("unsent_bytes"),
+                count("unsent_conflicts")
+            ),
+        },
+    );
+    row("sent", format!("{}, {} dropped before", bytes("sent_bytes"), bytes("dropped_bytes")));
+    row("evicted", format!("{} frames", count("evicted")));
+    row("repaired", format!("{} blocks were damaged and dropped", count("repaired")));
+    row("journal", bytes("journal_bytes"));
+    row("pinned", format!("{} files", list_of(&status, "pinned").len()));
+    let files = list_of(&status, "unsent");
+    for file in files.iter().take(FILES_SHOWN_MAX) {
+        let error = match (file["conflict"].as_bool(), file["error"].as_str()) {
+            (Some(true), _) => format!("  in conflict: gridvfs conflicts {}", record.name),
+            (_, Some(error)) => format!("  {error}"),
+            _ => String::new(),
+        };
+        let bytes = bytes_text(number(file, "unsent_bytes"));
+        println!("    {bytes:>12}  {}{error}", paths::text(&file["path"]));
+    }
+    let more = count("unsent_not_listed") + files.len().saturating_sub(FILES_SHOWN_MAX) as u64;
+    if more > 0 {
+        println!("    and {more} more");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A bar that shows on a terminal; its length is told with the first progress.
+fn bar(what: &str, bytes: bool) -> Result<indicatif::ProgressBar> {
+    let template = match bytes {
+        true => "{prefix} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}",
+        false => "{prefix} {wide_bar} {pos}/{len} {eta}",
+    };
+    let style = indicatif::ProgressStyle::with_template(template)?;
+    let bar = indicatif::ProgressBar::new(0).with_style(style);
+    bar.set_prefix(what.to_string());
+    Ok(bar)
+}
+
+fn show(bar: &indicatif::ProgressBar, progress: &Value) {
+    if let Some(files) = progress["files"].as_u64() {
+        bar.set_prefix(format!("{files} files found"));
+        return;
+    }
+    bar.set_length(number(progress, "total"));
+    bar.set_position(number(progress, "done"));
+}
+
+fn verify(args: StatusArgs) -> Result<ExitCode> {
+    let record = find(&args.session)?;
+    let bar = bar("verifying", false)?;
+    let mut client = Client::connect(&record)?;
+    let reply = client.ask_watching("cache-verify", Value::Null, &mut |told| show(&bar, told));
+    bar.finish_and_clear();
+    let reply = reply?;
+    let bad = number(&reply, "bad_blocks");
+    if args.json {
+        print_json(&reply)?;
+    } else {
+        for range in list_of(&reply, "bad") {
+            let (from, to) = (number(range, "from"), number(range, "to"));
+            println!("{}: bytes {from} to {to} were damaged", paths::text(&range["path"]));
+        }
+        let blocks = number(&reply, "blocks");
+        match bad {
+            0 => println!("{}: {blocks} blocks, all good", record.name),
+            _ => println!(
+                "{}: {bad} of {blocks} blocks were damaged and have been dropped; \
+                 they are fetched again when needed",
+                record.name
+            ),
+        }
+    }
+    Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn session_paths(record: &Record, paths: &[PathBuf]) -> Result<Vec<Value>> {
+    paths.iter().map(|path| paths::in_session(record, path)).collect()
+}
+
+fn warm(args: CachePathsArgs) -> Result<ExitCode> {
+    let record = find(&args.session)?;
+    let paths = session_paths(&record, &args.paths)?;
+    let bar = bar("fetching", true)?;
+    let mut client = Client::connect(&record)?;
+    let reply = client.ask_watching("cache-warm", json!({"paths": paths}), &mut |told| {
+        if told["files"].is_null() {
+            bar.set_prefix("fetching");
+        }
+        show(&bar, told);
+    });
+    bar.finish_and_clear();
+    let reply = reply?;
+    let failed = number(&reply, "failed");
+    if args.json {
+        print_json(&reply)?;
+    } else {
+        for failure in list_of(&reply, "failures") {
+            let error = failure["error"].as_str().unwrap_or_default();
+            eprintln!("{}: {error}", paths::text(&failure["path"]));
+        }
+        let (files, bytes) = (number(&reply, "files"), bytes_text(number(&reply, "bytes")));
+        match failed {
+            0 => println!("{files} files, {bytes}, are in the cache"),
+            _ => println!("{files} files, {bytes}; {failed} could not be fetched"),
+        }
+    }
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn pin(args: CachePathsArgs, pinned: bool) -> Result<ExitCode> {
+    let record = find(&args.session)?;
+    let paths = session_paths(&record, &args.paths)?;
+    let arguments = json!({"paths": paths, "pinned": pinned});
+    let reply = Client::connect(&record)?.ask_with("cache-pin", arguments)?;
+    if args.json {
+        print_json(&reply)?;
+    } else {
+        let what = if pinned { "pinned" } else { "no longer pinned" };
+        println!(
+            "{} files {what}; {} are pinned in all, until the mount ends",
+            number(&reply, "files"),
+            number(&reply, "pinned_files")
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn prune(session: &str, wanted: &str, as_json: bool) -> Result<ExitCode> {
+    let bytes = size(wanted)?;
+    let record = find(session)?;
+    let reply = Client::connect(&record)?.ask_with("cache-prune", json!({"bytes": bytes}))?;
+    if as_json {
+        print_json(&reply)?;
+    } else {
+        println!("{} given back", bytes_text(number(&reply, "freed_bytes")));
+    }
+    Ok(ExitCode::SUCCESS)
+}

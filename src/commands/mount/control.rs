@@ -1,0 +1,333 @@
+//! What a session's control socket and signals tell and do. What concerns single files is in
+//! [`super::files`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use async_trait::async_trait;
+use gridvfs_cache::DiskCache;
+use gridvfs_cache::disk::{Consistency, Policy};
+use gridvfs_vfs::{FileHandle, Vfs};
+use serde_json::{Value, json};
+
+use super::Plan;
+use super::connect::Stack;
+use super::files;
+use crate::options::{CacheOptions, Changes, settings_json};
+use crate::paths;
+use crate::report::Hinted;
+use crate::session::{Control, Progress, Record};
+
+/// How often progress is told.
+const TELL_EVERY: Duration = Duration::from_millis(100);
+/// So many files are listed one by one.
+const FILES_TOLD_MAX: usize = 1000;
+
+/// The session, for its control socket and its signals.
+pub struct SessionControl {
+    record: Record,
+    started: Instant,
+    top: Arc<dyn Vfs>,
+    buffer: Option<Arc<gridvfs_cache::BufferLayer>>,
+    client: Option<Arc<gridvfs_upstream::NfsClient>>,
+    cache: Option<Arc<DiskCache>>,
+    options: CacheOptions,
+    /// For how long the kernel believes what it was told.
+    believed: Duration,
+    counters: Arc<gridvfs_fuse::Counters>,
+    /// One write-back at a time.
+    writing_back: tokio::sync::Mutex<()>,
+}
+
+impl SessionControl {
+    /// Makes it of a session's parts.
+    pub fn new(
+        plan: &Plan,
+        record: &Record,
+        stack: &Stack,
+        counters: Arc<gridvfs_fuse::Counters>,
+        believed: Duration,
+    ) -> Self {
+        Self {
+            record: record.clone(),
+            started: Instant::now(),
+            top: stack.top.clone(),
+            buffer: stack.buffer.clone(),
+            client: stack.client.clone(),
+            cache: stack.cache.as_ref().map(|cache| cache.disk.clone()),
+            options: plan.settings.cache.clone(),
+            believed,
+            counters,
+            writing_back: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    fn cache(&self) -> Result<&Arc<DiskCache>> {
+        self.cache.as_ref().ok_or_else(|| {
+            Hinted::error(
+                format!("session {} has no disk cache", self.record.name),
+                "mount with -o cache=on",
+            )
+        })
+    }
+
+    /// Sends what is unsent; done when it is on the server's disk.
+    pub async fn write_back(&self) -> Result<()> {
+        let _one = self.writing_back.lock().await;
+        let Some(cache) = &self.cache else { return Ok(self.top.shutdown().await?) };
+        let unsent = cache.unsent();
+        if cache.settings().policy == Policy::ReadOnly && unsent.files > 0 && self.options.read_only
+        {
+            return Err(Hinted::error(
+                "the mount is read-only: what an earlier session has not sent stays in the cache",
+                "mount it without ro to send it",
+            ));
+        }
+        let done = cache.write_back().await;
+        let conflicts = cache.unsent().conflicts;
+        done.map_err(|error| match conflicts {
+            0 => anyhow::Error::from(error),
+            count => Hinted::error(
+                format!("{count} files are in conflict with the server's ({error})"),
+                format!("gridvfs conflicts {} lists and resolves them", self.record.name),
+            ),
+        })
+    }
+
+    /// Sends what is unsent, and forgets what is clean.
+    pub async fn flush(&self) -> Result<()> {
+        let cache = self.cache()?;
+        self.write_back().await?;
+        // Nothing is left to be sent but what was written meanwhile.
+        Ok(cache.flush_all().await?)
+    }
+
+    /// Reads the settings file again. Returns whether there is one.
+    pub fn reload(&self) -> Result<bool> {
+        let Some(cache) = self.cache.as_ref().filter(|_| self.options.settings_file.is_some())
+        else {
+            return Ok(false);
+        };
+        let settings = self.options.settings()?;
+        cache.set(settings).map_err(anyhow::Error::msg)?;
+        Ok(true)
+    }
+
+    fn set(&self, arguments: &Value) -> Result<Value> {
+        let cache = self.cache()?;
+        let words = arguments["changes"].as_array().context("changes: a list is expected")?;
+        let words: Option<Vec<&str>> = words.iter().map(Value::as_str).collect();
+        let words = words.context("changes: text is expected")?;
+        let before = cache.settings();
+        let mut settings = (*before).clone();
+        Changes::parse(words)?.apply(&mut settings);
+        self.options.fit(&settings)?;
+        let mut reply = json!({"settings": settings_json(&settings)});
+        if before.consistency.trusts()
+            && settings.consistency == Consistency::Shared
+            && self.believed > Duration::from_secs(60)
+        {
+            reply["note"] = json!(format!(
+                "the kernel goes on believing names and attributes that it has for up to {} s; \
+                 files are compared with the server when they are opened",
+                self.believed.as_secs()
+            ));
+        }
+        cache.set(settings).map_err(anyhow::Error::msg)?;
+        Ok(reply)
+    }
+
+    fn status(&self) -> Value {
+        let mut status = json!({
+            "session": self.record.name,
+            "source": self.record.source,
+            "mountpoint": self.record.mountpoint,
+            "pid": std::process::id(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptime_seconds": self.started.elapsed().as_secs(),
+            "requests": self.counters.to_map(),
+        });
+        if let Some(cache) = &self.cache {
+            status["cache"] = self.cache_status(cache);
+        }
+        if let Some(buffer) = &self.buffer {
+            status["buffer"] = json!(buffer.counters().to_map());
+            status["buffer"]["held_bytes"] = json!(buffer.dirty_bytes());
+        }
+        if let Some(client) = &self.client {
+            status["link"] = json!(client.counters().to_map());
+        }
+        status
+    }
+
+    /// What is known of the cache without looking through it.
+    fn cache_status(&self, cache: &DiskCache) -> Value {
+        let mut status = json!({"directory": self.record.cache});
+        let unsent = cache.unsent();
+        let mut add = |name: &str, value: Value| status[name] = value;
+        for (name, count) in cache.counters().to_map() {
+            add(name, json!(count));
+        }
+        for (name, count) in cache.store_counters() {
+            add(name, json!(count));
+        }
+        add("unsent_bytes", json!(unsent.bytes));
+        add("unsent_files", json!(unsent.files));
+        add("unsent_conflicts", json!(unsent.conflicts));
+        add("journal_bytes", json!(cache.journal_bytes()));
+        add("settings", settings_json(&cache.settings()));
+        status
+    }
+
+    /// All that can be said of the cache.
+    async fn whole_cache_status(&self) -> Result<Value> {
+        let cache = self.cache()?.clone();
+        let mut status = self.cache_status(&cache);
+        if let Some(buffer) = &self.buffer {
+            status["joined"] = json!(buffer.counters().to_map()["joined"]);
+        }
+        let looked = tokio::task::spawn_blocking(move || {
+            let usage = cache.usage();
+            let files = cache.unsent_files();
+            let all = files.len();
+            let files: Vec<Value> = files
+                .into_iter()
+                .take(FILES_TOLD_MAX)
+                .map(|file| {
+                    let mut told = json!({
+                        "path": files::path_value(&cache, &file.handle),
+                        "unsent_bytes": file.unsent_bytes,
+                        "conflict": file.conflict,
+                    });
+                    if let Some(error) = &file.error {
+                        told["error"] = json!(error.to_string());
+                    }
+                    told
+                })
+                .collect();
+            let pinned: Vec<Value> =
+                cache.pinned().iter().map(|file| files::path_value(&cache, file)).collect();
+            (usage, files, all, pinned)
+        });
+        let (usage, files, all, pinned) = looked.await?;
+        status["size_bytes"] = json!(usage.bytes_max);
+        status["used_bytes"] = json!(usage.bytes);
+        status["disk_bytes"] = json!(usage.disk_bytes + usage.tags_bytes);
+        status["frames"] = json!(usage.frames);
+        status["frames_max"] = json!(usage.frames_max);
+        status["frames_pinned"] = json!(usage.frames_pinned);
+        status["pinned"] = json!(pinned);
+        status["unsent"] = json!(files);
+        status["unsent_not_listed"] = json!(all - files.len());
+        let count = |name: &str| status[name].as_u64().unwrap_or(0);
+        let (hits, misses) = (count("hits"), count("misses"));
+        status["hit_ratio"] = match hits + misses {
+            0 => Value::Null,
+            all => json!((hits as f64 / all as f64 * 10_000.0).round() / 10_000.0),
+        };
+        Ok(status)
+    }
+
+    async fn verify(&self, progress: Progress<'_>) -> Result<Value> {
+        let cache = self.cache()?.clone();
+        let counts = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
+        let (disk, counted) = (cache.clone(), counts.clone());
+        let mut work = tokio::task::spawn_blocking(move || {
+            disk.verify(&mut |done, total| {
+                counted.0.store(done, Ordering::Relaxed);
+                counted.1.store(total, Ordering::Relaxed);
+            })
+        });
+        let report = loop {
+            tokio::select! {
+                report = &mut work => break report?,
+                _ = tokio::time::sleep(TELL_EVERY) => progress(json!({
+                    "done": counts.0.load(Ordering::Relaxed),
+                    "total": counts.1.load(Ordering::Relaxed),
+                })),
+            }
+        };
+        let bad = tokio::task::spawn_blocking(move || files::bad_ranges(&cache, &report));
+        Ok(bad.await?)
+    }
+
+    fn conflicts(&self) -> Result<Value> {
+        let cache = self.cache()?;
+        let conflict = |conflict: gridvfs_cache::disk::Conflict| {
+            json!({
+                "path": files::path_value(cache, &conflict.handle),
+                "kind": conflict.kind.to_string(),
+                "unsent_bytes": conflict.unsent_bytes,
+            })
+        };
+        Ok(json!({"conflicts": cache.conflicts().into_iter().map(conflict).collect::<Vec<_>>()}))
+    }
+
+    async fn resolve(&self, arguments: &Value) -> Result<Value> {
+        let cache = self.cache()?;
+        let path = paths::from_value(&arguments["path"])?;
+        let how = arguments["how"].as_str().unwrap_or_default();
+        let how = how.parse().map_err(anyhow::Error::msg)?;
+        let listed = cache.conflicts();
+        let is_it = |handle: &FileHandle| cache.path_of(handle).is_some_and(|known| known == path);
+        let file = listed.iter().map(|conflict| &conflict.handle).find(|handle| is_it(*handle));
+        let Some(file) = file else {
+            let text = paths::text(&arguments["path"]);
+            return Err(Hinted::error(
+                format!("{text} is in no conflict"),
+                format!("gridvfs conflicts {} lists those that are", self.record.name),
+            ));
+        };
+        let saved = cache.resolve(file, how).await?;
+        Ok(json!({ "saved": saved }))
+    }
+
+    fn prune(&self, arguments: &Value) -> Result<Value> {
+        let cache = self.cache()?;
+        let bytes = arguments["bytes"].as_u64().context("bytes: a number is expected")?;
+        Ok(json!({"freed_bytes": cache.prune(bytes)}))
+    }
+}
+
+#[async_trait]
+impl Control for SessionControl {
+    async fn run(
+        &self,
+        verb: &str,
+        arguments: &Value,
+        progress: Progress<'_>,
+    ) -> Result<Option<Value>> {
+        let paths = || -> Result<Vec<Vec<u8>>> {
+            let list = arguments["paths"].as_array().context("paths: a list is expected")?;
+            if list.is_empty() {
+                bail!("no path is given");
+            }
+            list.iter().map(paths::from_value).collect()
+        };
+        Ok(Some(match verb {
+            "status" => self.status(),
+            "writeback" => {
+                self.write_back().await?;
+                json!({})
+            }
+            "flush" => {
+                self.flush().await?;
+                json!({})
+            }
+            "set" => self.set(arguments)?,
+            "conflicts" => self.conflicts()?,
+            "resolve" => self.resolve(arguments).await?,
+            "cache-status" => self.whole_cache_status().await?,
+            "cache-verify" => self.verify(progress).await?,
+            "cache-warm" => files::warm(self.cache()?, &paths()?, progress).await?,
+            "cache-pin" => {
+                let pinned = arguments["pinned"].as_bool().context("pinned: yes or no?")?;
+                files::pin(self.cache()?, &paths()?, pinned).await?
+            }
+            "cache-prune" => self.prune(arguments)?,
+            _ => return Ok(None),
+        }))
+    }
+}

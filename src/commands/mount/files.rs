@@ -1,0 +1,214 @@
+//! Verbs on single files of a cache: paths to handles by LOOKUP, and back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use gridvfs_cache::DiskCache;
+use gridvfs_cache::store::{BLOCK_BYTES, VerifyReport};
+use gridvfs_vfs::{Attr, Caller, FileHandle, FileKind, Vfs};
+use serde_json::{Value, json};
+
+use crate::paths;
+use crate::session::Progress;
+
+/// Files that are fetched at once: their READs are large and fill the link.
+const WARMING_MAX: usize = 8;
+/// The most files of one request.
+const FILES_MAX: usize = 4 << 20;
+/// How much of a listing is asked for at once, in bytes.
+const LISTING_BYTES: u32 = 64 << 10;
+/// How often progress is told.
+const TELL_EVERY: Duration = Duration::from_millis(100);
+/// The most damaged ranges and failed files that are listed.
+const TOLD_MAX: usize = 10_000;
+
+/// Who the verbs act as: the user of the mount.
+fn own() -> Caller {
+    Caller {
+        uid: nix::unistd::geteuid().as_raw(),
+        gid: nix::unistd::getegid().as_raw(),
+        groups: nix::unistd::getgroups()
+            .map(|groups| groups.iter().map(|group| group.as_raw()).collect())
+            .unwrap_or_default(),
+    }
+}
+
+/// Returns a file's path for a reply; its handle if its path is not known.
+pub fn path_value(cache: &DiskCache, file: &FileHandle) -> Value {
+    match cache.path_of(file) {
+        Some(path) => paths::to_value(&path),
+        None => json!(format!("{file:?}")),
+    }
+}
+
+async fn find(cache: &DiskCache, caller: &Caller, path: &[u8]) -> Result<(FileHandle, Attr)> {
+    let walk = async {
+        let mut handle = cache.root();
+        let mut attr = None;
+        for name in paths::names(path) {
+            let entry = cache.lookup(caller, &handle, name).await?;
+            (handle, attr) = (entry.handle, entry.attr);
+        }
+        let attr = match attr {
+            Some(attr) => attr,
+            None => cache.getattr(caller, &handle).await?,
+        };
+        anyhow::Ok((handle, attr))
+    };
+    walk.await.with_context(|| paths::text(&paths::to_value(path)))
+}
+
+/// Returns the regular files at and below some paths, with their sizes.
+async fn regular_files(
+    cache: &DiskCache,
+    caller: &Caller,
+    starts: &[Vec<u8>],
+    progress: Progress<'_>,
+) -> Result<Vec<(FileHandle, u64)>> {
+    let mut files = Vec::new();
+    let mut directories = Vec::new();
+    for path in starts {
+        let (handle, attr) = find(cache, caller, path).await?;
+        match attr.kind {
+            FileKind::Regular => files.push((handle, attr.size)),
+            FileKind::Directory => directories.push(handle),
+            _ => {}
+        }
+    }
+    let mut told = std::time::Instant::now();
+    while let Some(dir) = directories.pop() {
+        let (mut cookie, mut verifier) = (0, Default::default());
+        loop {
+            let page = cache.readdir(caller, &dir, cookie, verifier, LISTING_BYTES, true).await;
+            let page = page.with_context(|| paths::text(&path_value(cache, &dir)))?;
+            verifier = page.verifier;
+            for entry in &page.entries {
+                cookie = entry.cookie;
+                if matches!(&entry.name[..], b"." | b"..") {
+                    continue;
+                }
+                let (handle, attr) = match (entry.handle, entry.attr) {
+                    (Some(handle), Some(attr)) => (handle, attr),
+                    _ => match cache.lookup(caller, &dir, &entry.name).await {
+                        Ok(found) => match found.attr {
+                            Some(attr) => (found.handle, attr),
+                            None => (found.handle, cache.getattr(caller, &found.handle).await?),
+                        },
+                        // Removed in between.
+                        Err(_) => continue,
+                    },
+                };
+                match attr.kind {
+                    FileKind::Regular => files.push((handle, attr.size)),
+                    FileKind::Directory => directories.push(handle),
+                    _ => {}
+                }
+            }
+            anyhow::ensure!(files.len() <= FILES_MAX, "more than {FILES_MAX} files");
+            if told.elapsed() > TELL_EVERY {
+                told = std::time::Instant::now();
+                progress(json!({"done": 0, "total": 0, "files": files.len()}));
+            }
+            if page.eof || page.entries.is_empty() {
+                break;
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Fetches what is missing of files, and of all below directories.
+pub async fn warm(
+    cache: &Arc<DiskCache>,
+    starts: &[Vec<u8>],
+    progress: Progress<'_>,
+) -> Result<Value> {
+    let caller = own();
+    let files = regular_files(cache, &caller, starts, progress).await?;
+    let (count, total) = (files.len(), files.iter().map(|(_, size)| size).sum::<u64>());
+    let done = Arc::new(AtomicU64::new(0));
+    let mut waiting = files.into_iter();
+    let mut running = tokio::task::JoinSet::new();
+    let mut failed = Vec::new();
+    let mut failures = 0;
+    loop {
+        while running.len() < WARMING_MAX
+            && let Some((file, size)) = waiting.next()
+        {
+            let (cache, caller, done) = (cache.clone(), caller.clone(), done.clone());
+            running.spawn(async move {
+                let mine = AtomicU64::new(0);
+                let tell = |bytes| {
+                    mine.fetch_add(bytes, Ordering::Relaxed);
+                    done.fetch_add(bytes, Ordering::Relaxed);
+                };
+                let result = cache.warm(&caller, &file, &tell).await;
+                // It may have shrunk, or failed: what was counted on is dealt with all the same.
+                let rest = size.saturating_sub(mine.load(Ordering::Relaxed));
+                done.fetch_add(rest, Ordering::Relaxed);
+                (file, result)
+            });
+        }
+        tokio::select! {
+            next = running.join_next() => match next {
+                None => break,
+                Some(Ok((_, Ok(())))) => {}
+                Some(Ok((file, Err(error)))) => {
+                    failures += 1;
+                    if failed.len() < TOLD_MAX {
+                        let path = path_value(cache, &file);
+                        failed.push(json!({"path": path, "error": error.to_string()}));
+                    }
+                }
+                Some(Err(error)) => return Err(error.into()),
+            },
+            _ = tokio::time::sleep(TELL_EVERY) => {
+                progress(json!({"done": done.load(Ordering::Relaxed), "total": total}));
+            }
+        }
+    }
+    Ok(json!({"files": count, "bytes": total, "failed": failures, "failures": failed}))
+}
+
+/// Pins files, and those that are now below directories.
+pub async fn pin(cache: &Arc<DiskCache>, starts: &[Vec<u8>], pinned: bool) -> Result<Value> {
+    let files = regular_files(cache, &own(), starts, &|_| {}).await?;
+    for (file, _) in &files {
+        cache.pin(file, pinned);
+    }
+    Ok(json!({"files": files.len(), "pinned_files": cache.pinned().len()}))
+}
+
+/// Tells damaged blocks as ranges of files.
+pub fn bad_ranges(cache: &DiskCache, report: &VerifyReport) -> Value {
+    let mut by_file: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    for block in &report.bad {
+        by_file.entry(block.key.0).or_default().push(block.offset);
+    }
+    let mut bad = Vec::new();
+    for (key, mut offsets) in by_file {
+        let file = cache.file_of(gridvfs_cache::FileKey(key));
+        let path = match file {
+            Some(file) => path_value(cache, &file),
+            None => json!("(of an old version of a file)"),
+        };
+        offsets.sort_unstable();
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for offset in offsets {
+            let end = offset + BLOCK_BYTES as u64;
+            match ranges.last_mut() {
+                Some(last) if last.1 == offset => last.1 = end,
+                _ => ranges.push((offset, end)),
+            }
+        }
+        for (from, to) in ranges {
+            if bad.len() < TOLD_MAX {
+                bad.push(json!({"path": path, "from": from, "to": to}));
+            }
+        }
+    }
+    json!({"blocks": report.blocks, "bad_blocks": report.bad_count, "bad": bad})
+}
