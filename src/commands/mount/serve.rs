@@ -67,6 +67,7 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
         negative_timeout: settings.negative_timeout,
         allow_other: settings.allow_other,
         default_permissions: settings.default_permissions || settings.allow_other,
+        read_only: settings.read_only,
         ..SessionOptions::default()
     };
     let silly = directories::state()?.join(format!("silly-{:016x}", name_hash(&plan.args.source)));
