@@ -28,6 +28,7 @@ mod send;
 mod setattr;
 mod status;
 mod walk;
+mod whole;
 mod write;
 
 use std::collections::HashSet;
@@ -84,6 +85,7 @@ pub(crate) struct Core {
     client: Arc<dyn Vfs>,
     runtime: Handle,
     store: Store,
+    wholes: whole::Wholes,
     journal: Journal,
     index: Index,
     origin: Mutex<Origin>,
@@ -278,6 +280,10 @@ impl Vfs for DiskCache {
         data: &[u8],
     ) -> Option<Result<()>> {
         self.core.write_now(caller, file, offset, data)
+    }
+
+    fn whole(&self, file: &FileHandle) -> Option<std::fs::File> {
+        self.core.whole(file)
     }
 
     async fn create(

@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
 use super::options::{AtEnd, Consistency, DiskOptions, Policy};
+use super::whole::Wholes;
 use super::{Core, DiskCache, SENDING_MAX, Unsent, WALK_READS_MAX, now_ms, recover};
 use crate::BufferLayer;
 use crate::index::{Index, IndexError, IndexOptions};
@@ -192,6 +193,8 @@ impl DiskCache {
         if settings.consistency != Consistency::Dedicated || !index.closed_cleanly() {
             index.forget_all();
         }
+        let fresh = moved || restarted;
+        let wholes = Wholes::open(dir.join("whole"), store.geometry().size_bytes / 2, fresh);
         for damage in &damage {
             recover::report(&index, &root, damage);
         }
@@ -204,6 +207,7 @@ impl DiskCache {
             buffer,
             client,
             runtime,
+            wholes,
             store,
             journal,
             index,

@@ -182,6 +182,7 @@ impl Core {
             self.send(&node, true).await?;
         }
         let _turn = self.hold(&node).await?;
+        self.wholes.remove(node.key());
         let wcc = self.buffer.allocate(caller, file, offset, length, how).await?;
         {
             let mut state = node.state.lock();

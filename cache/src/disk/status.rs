@@ -118,6 +118,7 @@ impl Core {
             }
         } else {
             self.store.clear();
+            self.wholes.clear();
         }
     }
 
@@ -311,9 +312,17 @@ impl DiskCache {
         self.core.index.handle_of_key(key)
     }
 
-    /// Gives room back to the disk: the oldest blocks go first. Returns how many bytes went.
+    /// Gives room back to the disk: whole copies go first, then the oldest blocks. Returns how many
+    /// bytes went.
     pub fn prune(&self, bytes: u64) -> u64 {
-        self.core.store.give_back(bytes)
+        let copies = self.core.wholes.bytes();
+        self.core.wholes.clear();
+        copies + self.core.store.give_back(bytes.saturating_sub(copies))
+    }
+
+    /// Returns how many bytes the whole copies for passthrough take.
+    pub fn whole_bytes(&self) -> u64 {
+        self.core.wholes.bytes()
     }
 }
 

@@ -246,6 +246,7 @@ impl Core {
 
     /// Notes in the journal what the file is like that is about to have unsent data.
     pub fn begin(&self, node: &Node, state: &mut State) -> std::io::Result<()> {
+        self.wholes.remove(node.key());
         if let Some(base) = &state.base {
             let record = base_record(node, base);
             self.journal.append(&record)?;
@@ -299,6 +300,7 @@ impl Core {
     /// Drops unsent data at or behind `size`, and what is stored there. Nothing of the file is to
     /// be under way ([`Core::hold`]).
     pub fn cut(&self, node: &Node, state: &mut State, size: u64) -> Result<()> {
+        self.wholes.remove(node.key());
         let old = node.size().unwrap_or(u64::MAX);
         state.overtake(size.min(old), u64::MAX);
         if !state.dirty.is_empty() {
