@@ -180,14 +180,7 @@ fn the_same_source_can_be_mounted_twice() {
     let Some(rig) = Rig::mounted("the_same_source_can_be_mounted_twice", Way::Ssh) else { return };
     let second = rig.folder.join("mnt2");
     std::fs::create_dir(&second).expect("folder");
-    let mut command = rig.mount_command();
-    let first = rig.mountpoint.as_os_str().to_owned();
-    let arguments: Vec<_> = command
-        .get_args()
-        .map(|word| if word == first { second.as_os_str().to_owned() } else { word.to_owned() })
-        .collect();
-    command = Command::new(gridvfs());
-    run(command.args(arguments));
+    run(&mut rig.mount_also(&second, &[]));
     std::fs::write(rig.mountpoint.join("f"), b"seen by both").expect("write");
     assert_eq!(std::fs::read(second.join("f")).expect("read"), b"seen by both");
     run(Command::new(gridvfs()).arg("umount").arg(&second));
@@ -246,7 +239,7 @@ fn foreign_clients_use_a_standing_proxy() {
     assert!(std::fs::read(rig.export.join("sub/uploaded")).expect("there") == vec![9; 2_000_001]);
     // And our own client, by gridvfs://.
     let source = format!("gridvfs://127.0.0.1:{port}");
-    run(Command::new(gridvfs()).arg("mount").arg(&source).arg(&rig.mountpoint));
+    run(rig.command(gridvfs()).arg("mount").arg(&source).arg(&rig.mountpoint));
     assert_eq!(std::fs::read(rig.mountpoint.join("sub/uploaded")).expect("read").len(), 2_000_001);
     run(Command::new(gridvfs()).arg("umount").arg(&rig.mountpoint));
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use gridvfs_fuse::MountState;
@@ -11,6 +12,9 @@ use super::status::{Pending, Watch, with_progress};
 use crate::cli::UmountArgs;
 use crate::report::{Hinted, bytes_text, print_json};
 use crate::session::{self, Client, Record};
+
+/// How long the end of a mount's process is waited for once its session has ended.
+const PROCESS_END_MAX: Duration = Duration::from_secs(3);
 
 /// Runs the command.
 pub fn run(args: UmountArgs) -> Result<ExitCode> {
@@ -99,10 +103,16 @@ fn end(record: &Record, mut client: Client, args: &UmountArgs) -> Result<Value> 
     if let Ok(mut watch) = Watch::new(record, "unmounting") {
         watch.until(&|| done.is_finished());
     }
-    match done.join() {
+    let last = match done.join() {
         Ok(result) => result.context("the session ended with an error"),
         Err(_) => bail!("the request ended early"),
+    };
+    // Its cache is free when the process is gone. That takes a moment, and is not worth a long one.
+    let patience = Instant::now() + PROCESS_END_MAX;
+    while Path::new(&format!("/proc/{}/ns", record.pid)).exists() && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(5));
     }
+    last
 }
 
 fn write_back_and_unmount(

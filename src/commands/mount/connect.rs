@@ -52,7 +52,7 @@ impl Stack {
     async fn add_cache(
         mut self,
         plan: &Plan,
-        dir: CacheDir,
+        mut dir: CacheDir,
         settings: Settings,
         buffer: Arc<BufferLayer>,
         below: Arc<dyn Vfs>,
@@ -66,6 +66,7 @@ impl Stack {
         };
         let opened = DiskCache::open(buffer, below, Handle::current(), options).await;
         let disk = Arc::new(opened.map_err(|error| cache_dir::open_error(&dir.path, error))?);
+        dir.is_used();
         self.top = disk.clone();
         self.cache = Some(Cache { disk, dir });
         Ok(self)

@@ -88,9 +88,12 @@ impl SessionControl {
         let done = cache.write_back().await;
         let conflicts = cache.unsent().conflicts;
         done.map_err(|error| match conflicts {
-            0 => anyhow::Error::from(error),
+            0 => anyhow::anyhow!("{}", files::plain(&error)),
             count => Hinted::error(
-                format!("{count} files are in conflict with the server's ({error})"),
+                match count {
+                    1 => "1 file was changed on the server, too: a conflict".to_string(),
+                    _ => format!("{count} files were changed on the server, too: conflicts"),
+                },
                 format!("gridvfs conflicts {} lists and resolves them", self.record.name),
             ),
         })
@@ -202,7 +205,7 @@ impl SessionControl {
                         "conflict": file.conflict,
                     });
                     if let Some(error) = &file.error {
-                        told["error"] = json!(error.to_string());
+                        told["error"] = json!(files::plain(error));
                     }
                     told
                 })
@@ -280,7 +283,8 @@ impl SessionControl {
                 format!("gridvfs conflicts {} lists those that are", self.record.name),
             ));
         };
-        let saved = cache.resolve(file, how).await?;
+        let saved = cache.resolve(file, how).await;
+        let saved = saved.map_err(|error| anyhow::anyhow!("{}", files::plain(&error)))?;
         Ok(json!({ "saved": saved }))
     }
 

@@ -96,7 +96,7 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
     signals::handle(&runtime, plan, &control)?;
     let served = session.run();
     drop(mounted);
-    log::info!("unmounted; writing back");
+    log::info!("unmounted; ending the session");
     let ended = runtime.block_on(end(&record, &stack));
     let result = served.map_err(anyhow::Error::from).and(ended);
     let last = stack.cache.as_ref().map_or(json!({}), left);
