@@ -25,7 +25,7 @@ use bytes::Bytes;
 use gridvfs_vfs::{
     Access, AccessGranted, Allocation, Caller, Committed, CreateHow, Created, DirPage, Entry,
     Error, FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result, SeekWhence,
-    SetAttr, Stability, Time, Verifier, Vfs, Wcc, Written,
+    SetAttr, Stability, Time, Verifier, Vfs, Wcc, WccAttr, Written,
 };
 use tokio::runtime::Handle;
 
@@ -99,6 +99,11 @@ impl BufferLayer {
         let held =
             |info: &FileInfo| info.unsent_bytes + info.unstable_bytes > 0 || info.error.is_some();
         files.into_iter().map(info).filter(held).collect()
+    }
+
+    /// Returns what the server said last that a file's data is like, which its answers to WRITEs do.
+    pub fn signature(&self, file: &FileHandle) -> Option<WccAttr> {
+        self.shared.known(file)?.state.lock().reading.known
     }
 
     /// Sends what is held of a file; leaves an error for whoever wrote.

@@ -36,11 +36,14 @@ use writer::{Change, Queue};
 
 mod database;
 mod listing;
+mod name_rows;
 mod names;
 mod node;
 mod options;
 mod rows;
 mod table;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use listing::{Listed, ListedEntry, ListingToken};
@@ -146,7 +149,8 @@ impl Index {
         self.with_node(handle, |node| node.granted(caller, wanted)).flatten()
     }
 
-    /// Notes what of the `asked` permissions the server has granted. It is kept in memory alone.
+    /// Notes what of the `asked` permissions the server has granted on a file that is known. It is
+    /// kept in memory alone.
     pub fn set_granted(&self, handle: &FileHandle, caller: &Caller, asked: u32, granted: u32) {
         self.with_node(handle, |node| node.set_granted(caller, asked, granted));
     }
@@ -165,12 +169,15 @@ impl Index {
         });
     }
 
-    /// Forgets all names and attributes, of the other sessions' next ones, too. Keys and bases stay.
+    /// Forgets all names and attributes, for sessions to come, too. Keys and bases stay. It waits
+    /// until that is written.
     pub fn forget_all(&self) {
         let epoch = crate::key::random_number();
-        self.collecting.lock().clear();
+        self.drop_collections();
         self.database.epoch.store(epoch, Ordering::SeqCst);
         self.push(|| Change::Epoch(epoch));
+        // What is listed from now on is not removed by it.
+        self.flush();
     }
 
     /// Forgets the files whose data we have changed after a period of the store ([`Known::written`]),
@@ -205,6 +212,13 @@ impl Index {
             damaged: self.database.damaged.load(Ordering::Relaxed),
             persistent: self.database.is_usable(),
         }
+    }
+
+    /// Reads the whole database and tells whether it is sound: seconds for millions of files. Rows
+    /// are checked whenever they are read; this finds, too, what can no longer be found.
+    pub fn check(&self) -> bool {
+        self.flush();
+        self.database.read(rows::check)
     }
 
     /// Waits until everything is written.
@@ -294,6 +308,7 @@ impl Index {
 
 impl Drop for Index {
     fn drop(&mut self) {
+        self.drop_collections();
         self.queue.stop();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()

@@ -88,7 +88,7 @@ use sync::SyncState;
 /// How the journal is kept.
 #[derive(Clone, Debug)]
 pub struct JournalOptions {
-    /// When a segment has this many bytes, the next one is begun; below 4 GiB. The less, the
+    /// When a segment has this many bytes, the next one is begun (4 KiB to 2 GiB). The less, the
     /// sooner space is given back; the more, the fewer files and syncs of the directory.
     pub segment_bytes: u64,
     /// Verify all payloads at opening, not only those that may not have been synced.
@@ -191,6 +191,9 @@ pub struct Journal {
     live: AtomicU64,
     reclaiming: Mutex<()>,
     counters: JournalCounters,
+    /// The next append fails after this many bytes.
+    #[cfg(test)]
+    fail_after: Mutex<Option<usize>>,
 }
 
 impl Journal {

@@ -21,6 +21,7 @@
 //! opening reads no tags.
 
 mod banks;
+mod crash;
 mod error;
 mod format;
 mod geometry;
@@ -77,7 +78,7 @@ pub struct Store {
     pinned: RwLock<HashSet<FileKey>>,
     counters: StoreCounters,
     /// Holds the lock that says that the store is in use.
-    _in_use: File,
+    in_use: File,
 }
 
 impl Store {
@@ -143,7 +144,7 @@ impl Store {
             locks: Locks::new(shared),
             pinned: RwLock::new(HashSet::new()),
             counters: StoreCounters::default(),
-            _in_use: lock,
+            in_use: lock,
         })
     }
 
@@ -190,6 +191,14 @@ fn remake(dir: &Path, geometry: &Geometry) -> Result<(), StoreError> {
     let banks = dir.join("banks");
     banks::remove(&banks).map_err(|error| StoreError::io(&banks, error))?;
     format::save(dir, geometry)
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // Not left to the closing of the descriptor: a child of this process that is just being
+        // started has a copy of it until it executes its program.
+        let _ = lock_bytes(&self.in_use, locks::USE_BYTE, 1, Kind::Unlock, false);
+    }
 }
 
 impl std::fmt::Debug for Store {

@@ -4,18 +4,20 @@ mod files;
 mod names;
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use fuser::{FileAttr, FileType, INodeNo};
+use fuser::{BackingId, FileAttr, FileType, INodeNo};
 use gridvfs_vfs::{Attr, Caller, FileHandle, FileKind, Result, Status, Vfs};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::directory::Directory;
 use crate::inodes::{Inode, Inodes, ROOT};
 use crate::options::SessionOptions;
+use crate::passthrough::{Counted, Local, Way, Wish};
 use crate::silly::SillyLog;
 
 /// The longest name in bytes, where the server does not say.
@@ -26,6 +28,33 @@ pub(crate) struct OpenFile {
     pub inode: Arc<Inode>,
     /// Who opened it: a write-back of mapped pages comes from nobody in particular.
     pub caller: Caller,
+    /// The access that it was opened for: O_RDONLY, O_WRONLY or O_RDWR.
+    pub access: i32,
+    /// How the kernel was told to treat it, once it was told.
+    way: OnceLock<Counted>,
+}
+
+impl OpenFile {
+    /// Says whether it may write.
+    pub fn writes(&self) -> bool {
+        self.access != libc::O_RDONLY
+    }
+}
+
+/// What [`Core::open`] and [`Core::create`] answer.
+pub(crate) struct Opened {
+    pub number: u64,
+    pub file: Arc<OpenFile>,
+    /// What the kernel has cached is still good.
+    pub keep: bool,
+    pub wish: Wish,
+}
+
+/// The kernel is to write back and drop the pages of an inode.
+pub(crate) struct Invalidation {
+    pub number: u64,
+    /// Is told when that is done.
+    pub done: Option<oneshot::Sender<()>>,
 }
 
 /// The front end's state.
@@ -38,7 +67,11 @@ pub(crate) struct Core {
     directories: Mutex<HashMap<u64, Arc<Directory>>>,
     next_open: AtomicU64,
     /// Inodes whose pages the kernel is to drop; a thread of its own tells it.
-    pub invalidations: mpsc::UnboundedSender<u64>,
+    pub invalidations: mpsc::UnboundedSender<Invalidation>,
+    /// The kernel takes local files to read in our stead, as far as is known.
+    pub passthrough: AtomicBool,
+    /// The kernel has its write-back cache on.
+    pub writes_back: AtomicBool,
     pub silly_log: Option<SillyLog>,
     silly_number: AtomicU64,
 }
@@ -54,7 +87,7 @@ impl Core {
         vfs: Arc<dyn Vfs>,
         runtime: Handle,
         options: SessionOptions,
-        invalidations: mpsc::UnboundedSender<u64>,
+        invalidations: mpsc::UnboundedSender<Invalidation>,
         silly_log: Option<SillyLog>,
     ) -> Self {
         let inodes = Inodes::new(vfs.root());
@@ -70,6 +103,8 @@ impl Core {
             directories: Mutex::default(),
             next_open: AtomicU64::new(1),
             invalidations,
+            passthrough: AtomicBool::new(false),
+            writes_back: AtomicBool::new(false),
             silly_log,
             silly_number: AtomicU64::new(start),
         }
@@ -91,17 +126,57 @@ impl Core {
         self.next_open.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn add_file(&self, inode: Arc<Inode>, caller: &Caller) -> u64 {
+    fn add_file(&self, inode: Arc<Inode>, caller: &Caller, flags: i32) -> (u64, Arc<OpenFile>) {
         let number = self.open_number();
-        inode.opened();
-        self.files.write().insert(number, Arc::new(OpenFile { inode, caller: caller.clone() }));
-        number
+        let access = flags & libc::O_ACCMODE;
+        let caller = caller.clone();
+        let file = Arc::new(OpenFile { inode, caller, access, way: OnceLock::new() });
+        file.inode.opened(file.writes());
+        self.files.write().insert(number, file.clone());
+        (number, file)
+    }
+
+    /// Chooses how the kernel is to treat an open, which the answer must tell it then. `register`
+    /// makes a local file known to the kernel.
+    pub fn choose_way(
+        &self,
+        opened: &Opened,
+        register: impl FnOnce(&File) -> std::io::Result<BackingId>,
+    ) -> Way<BackingId> {
+        let way = opened.file.inode.ways.open(opened.wish, || {
+            let file = self.vfs.whole(&opened.file.inode.handle)?;
+            match register(&file) {
+                Ok(id) => Some(Local { id: Arc::new(id), file }),
+                Err(error) => {
+                    log::debug!("no passthrough: {error}");
+                    if error.raw_os_error() == Some(libc::EPERM) {
+                        self.passthrough.store(false, Ordering::Relaxed);
+                    }
+                    None
+                }
+            }
+        });
+        // A number is opened once.
+        let _ = opened.file.way.set(way.counted());
+        way
+    }
+
+    /// Whom calls are made for that nobody in particular has made.
+    pub fn own_caller() -> Caller {
+        Caller {
+            uid: nix::unistd::geteuid().as_raw(),
+            gid: nix::unistd::getegid().as_raw(),
+            groups: Vec::new(),
+        }
     }
 
     /// Ends an open. Nothing here can fail any more: errors of writes were told at flush.
     pub fn release(self: &Arc<Self>, number: u64) {
         let Some(file) = self.files.write().remove(&number) else { return };
-        if let Some(hidden) = file.inode.closed() {
+        if let Some(way) = file.way.get() {
+            file.inode.ways.close(*way);
+        }
+        if let Some(hidden) = file.inode.closed(file.writes()) {
             let core = self.clone();
             let handle = file.inode.handle;
             self.vfs.discard(&handle);
@@ -150,7 +225,8 @@ impl Core {
         if inode.note(attr) {
             self.vfs.invalidate(&inode.handle);
             // The receiver goes with the session; what it would drop goes with it.
-            let _ = self.invalidations.send(inode.id);
+            let _ = self.invalidations.send(Invalidation { number: inode.id, done: None });
+            inode.ways.outdate();
         }
         self.kernel_attr(inode, attr)
     }

@@ -9,15 +9,17 @@ use std::future::Future;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle as Fh, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BackingId, BsdFileFlags, Errno, FileAttr, FileHandle as Fh, Filesystem,
+    FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 use gridvfs_vfs::{
     Attr, Caller, DirEntry, Error, FileKind, Result, SeekWhence, SetAttr, SetTime, Status, Time,
@@ -28,6 +30,7 @@ use crate::core::{Core, Found, file_attr, file_type};
 use crate::counters::{Counters, Operation};
 use crate::hand;
 use crate::inodes::Inode;
+use crate::passthrough::{self, Way};
 use crate::pending::Pending;
 use crate::silly::is_silly;
 
@@ -137,7 +140,7 @@ fn set_time(time: Option<TimeOrNow>) -> SetTime {
 impl Filesystem for Front {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         // Not asked for, on purpose: POSIX_LOCKS and FLOCK_LOCKS (the kernel keeps locks itself),
-        // WRITEBACK_CACHE, AUTO_INVAL_DATA (it would drop pages for our own writes).
+        // AUTO_INVAL_DATA (it would drop pages for our own writes).
         for wanted in [
             InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_ASYNC_DIO,
@@ -154,6 +157,19 @@ impl Filesystem for Front {
             }
         }
         let options = &self.core.options;
+        if options.writeback_cache {
+            match config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE) {
+                Ok(()) => self.core.writes_back.store(true, Ordering::Relaxed),
+                Err(_) => log::debug!("the kernel has no write-back cache"),
+            }
+        } else if passthrough::is_permitted()
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+        {
+            // Of 1: local files lie on a plain file system, and ours may be the lower one of an
+            // overlay. The kernel does not grant this beside the write-back cache.
+            let granted = config.set_max_stack_depth(1).is_ok();
+            self.core.passthrough.store(granted, Ordering::Relaxed);
+        }
         let _ = config.set_max_write(options.write_bytes_max);
         let _ = config.set_max_background(options.background_max);
         let _ = config.set_congestion_threshold(options.background_max);
@@ -201,7 +217,7 @@ impl Filesystem for Front {
         size: Option<u64>,
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
-        _ctime: Option<SystemTime>,
+        ctime: Option<SystemTime>,
         fh: Option<Fh>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
@@ -214,9 +230,12 @@ impl Filesystem for Front {
         // NFS servers overlook for the owner, for the sake of ftruncate.
         let opened = fh.and_then(|fh| core.file(fh.0).ok());
         let ask_first = size.is_some() && opened.is_none() && !core.options.default_permissions;
-        if let Some(file) = opened.filter(|_| size.is_some()) {
-            caller = file.caller.clone();
+        let opener = opened.as_ref().map_or(Core::own_caller(), |file| file.caller.clone());
+        if opened.is_some() && size.is_some() {
+            caller = opener.clone();
         }
+        // A change time is never a program's to set: it marks the times that the kernel keeps.
+        let writes_back = ctime.is_some() && core.writes_back.load(Ordering::Relaxed);
         let changes = SetAttr {
             mode: mode.map(|mode| mode & 0o7777),
             uid,
@@ -233,6 +252,9 @@ impl Filesystem for Front {
                 let inode = core.inode(ino.0)?;
                 if ask_first {
                     core.access(&caller, &inode, libc::W_OK).await?;
+                }
+                if writes_back && inode.kind == FileKind::Regular {
+                    return core.setattr_written_back([&caller, &opener], &inode, &changes).await;
                 }
                 core.setattr(&caller, &inode, &changes).await
             },
@@ -348,12 +370,23 @@ impl Filesystem for Front {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (core, caller) = (self.core.clone(), self.caller(request));
+        let finisher = core.clone();
         self.run(
             request,
             Operation::Open,
             async move { core.open(&caller, ino.0, flags.0).await },
             move |result| match result {
-                Ok((open, keep)) => reply.opened(Fh(open), open_flags(keep)),
+                Ok(opened) => {
+                    let number = Fh(opened.number);
+                    let way = finisher.choose_way(&opened, |file| reply.open_backing(file));
+                    let flags = open_flags(&way, opened.keep);
+                    match way {
+                        Way::Cached | Way::Direct => reply.opened(number, flags),
+                        Way::Passthrough(id) | Way::Served(id) => {
+                            reply.opened_passthrough(number, flags, &id);
+                        }
+                    }
+                }
                 Err(error) => reply.error(errno(&error)),
             },
         );
@@ -387,8 +420,13 @@ impl Filesystem for Front {
         let Some(reply) = reply else { return };
         let core = self.core.clone();
         let call = async move {
-            let (caller, inode) = core.opened(fh.0, ino.0)?;
-            core.read(&caller, &inode, offset, size).await
+            match core.file(fh.0) {
+                Ok(file) => core.read_for(&file, offset, size).await,
+                Err(_) => {
+                    let inode = core.inode(ino.0)?;
+                    core.read(&Core::own_caller(), &inode, offset, size).await
+                }
+            }
         };
         self.run(request, Operation::Read, call, data_reply(reply));
     }
@@ -400,12 +438,18 @@ impl Filesystem for Front {
         fh: Fh,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let size = data.len() as u32;
+        if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE)
+            && self.core.writes_back.load(Ordering::Relaxed)
+            && let Ok(inode) = self.core.inode(ino.0)
+        {
+            inode.note_kernel_write();
+        }
         let find = || self.core.file(fh.0).ok();
         let taken = hand::with(fh.0, 0, find, |file, _| {
             let handle = &file.inode.handle;
@@ -413,6 +457,9 @@ impl Filesystem for Front {
             file.inode.note_write();
             let answer = self.core.vfs.write_now(&file.caller, handle, offset, data)?;
             file.inode.note_write();
+            if answer.is_ok() {
+                file.inode.ways.written(offset, data);
+            }
             Some(answer)
         });
         if let Some(answer) = taken.flatten() {
@@ -615,13 +662,24 @@ impl Filesystem for Front {
         let (core, caller) = (self.core.clone(), self.caller(request));
         let name = name.as_bytes().to_vec();
         let life = core.options.attr_timeout.min(core.options.entry_timeout);
+        let finisher = core.clone();
         self.run_to_the_end(
             request,
             Operation::Create,
             async move { core.create(&caller, parent.0, &name, mode, flags).await },
             move |result| match result {
-                Ok((open, attr, keep)) => {
-                    reply.created(&life, &attr, Generation(0), Fh(open), open_flags(keep));
+                Ok((opened, attr)) => {
+                    let (number, zero) = (Fh(opened.number), Generation(0));
+                    let way = finisher.choose_way(&opened, |file| reply.open_backing(file));
+                    let flags = open_flags(&way, opened.keep);
+                    match way {
+                        Way::Cached | Way::Direct => {
+                            reply.created(&life, &attr, zero, number, flags);
+                        }
+                        Way::Passthrough(id) | Way::Served(id) => {
+                            reply.created_passthrough(&life, &attr, zero, number, flags, &id);
+                        }
+                    }
                 }
                 Err(error) => reply.error(errno(&error)),
             },
@@ -777,8 +835,15 @@ fn add_entry(
     }
 }
 
-fn open_flags(keep: bool) -> FopenFlags {
-    if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
+fn open_flags(way: &Way<BackingId>, keep: bool) -> FopenFlags {
+    let keep = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+    match way {
+        Way::Cached => keep,
+        Way::Direct => FopenFlags::FOPEN_DIRECT_IO,
+        // The kernel refuses any other flag here.
+        Way::Passthrough(_) => FopenFlags::empty(),
+        Way::Served(_) => FopenFlags::FOPEN_DIRECT_IO,
+    }
 }
 
 fn attr_reply(reply: ReplyAttr, life: Duration) -> impl FnOnce(Result<FileAttr>) + Send + 'static {
@@ -801,14 +866,7 @@ impl Core {
     fn opened(&self, open: u64, number: u64) -> Result<(Caller, Arc<Inode>)> {
         match self.file(open) {
             Ok(file) => Ok((file.caller.clone(), file.inode.clone())),
-            Err(_) => {
-                let own = Caller {
-                    uid: nix::unistd::geteuid().as_raw(),
-                    gid: nix::unistd::getegid().as_raw(),
-                    groups: Vec::new(),
-                };
-                Ok((own, self.inode(number)?))
-            }
+            Err(_) => Ok((Self::own_caller(), self.inode(number)?)),
         }
     }
 }

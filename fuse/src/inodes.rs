@@ -10,8 +10,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use gridvfs_vfs::{Attr, FileHandle, FileKind, Wcc, WccAttr};
+use gridvfs_vfs::{Attr, FileHandle, FileKind, Time, Wcc, WccAttr};
 use parking_lot::{Mutex, RwLock};
+
+use crate::passthrough::Ways;
 
 /// The kernel's node id of the root.
 pub const ROOT: u64 = 1;
@@ -26,6 +28,8 @@ pub struct Inode {
     pub handle: FileHandle,
     /// The type of the file.
     pub kind: FileKind,
+    /// How the kernel reads it.
+    pub ways: Ways,
     state: Mutex<State>,
 }
 
@@ -33,6 +37,14 @@ pub struct Inode {
 struct State {
     lookups: u64,
     opens: u32,
+    /// How many of them may write.
+    writers: u32,
+    /// With the kernel's write-back cache: the modification time that the kernel believes in. It
+    /// learns one when it meets the inode, and none that we tell it later.
+    kernel_mtime: Option<Time>,
+    /// With the kernel's write-back cache: the kernel has sent data since it last sent the time of
+    /// writing it.
+    time_is_due: bool,
     /// What the file was like when we last knew its data to be what the kernel has cached.
     known: Option<WccAttr>,
     /// The attributes that came last, and when.
@@ -44,6 +56,17 @@ struct State {
     /// Somebody else has changed the data since the file was opened last: what the kernel has
     /// cached is not to be kept by the next open, whatever `known` says by then.
     outdated: bool,
+}
+
+/// What a modification time from the kernel's write-back cache is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelTime {
+    /// When the data was written that it has sent before.
+    Written,
+    /// What it has been all the time: another attribute has changed.
+    Repeated,
+    /// A new one, which a program has set.
+    Set,
 }
 
 /// A file whose name is gone while it is open: the name it has instead.
@@ -61,6 +84,7 @@ impl Inode {
     pub fn note(&self, attr: &Attr) -> bool {
         let mut state = self.state.lock();
         state.seen = Some((*attr, Instant::now()));
+        state.kernel_mtime.get_or_insert(attr.mtime);
         let now = WccAttr::from(attr);
         let changed = match state.known {
             Some(known) => known.mtime != now.mtime || known.size != now.size,
@@ -95,15 +119,52 @@ impl Inode {
         self.state.lock().written = true;
     }
 
+    /// Notes that the kernel has sent data from its page cache: the time of writing follows.
+    pub fn note_kernel_write(&self) {
+        self.state.lock().time_is_due = true;
+    }
+
+    /// Judges a modification time that the kernel has sent from its write-back cache.
+    pub fn judge_kernel_mtime(&self, mtime: Time) -> KernelTime {
+        let mut state = self.state.lock();
+        if std::mem::take(&mut state.time_is_due) {
+            KernelTime::Written
+        } else if state.kernel_mtime == Some(mtime) {
+            KernelTime::Repeated
+        } else {
+            KernelTime::Set
+        }
+    }
+
+    /// Returns the modification time that the kernel believes in, if it has sent data and not the
+    /// time of writing it: to a kernel that counts ticks nothing has changed since its last.
+    pub fn take_due_time(&self) -> Option<Time> {
+        let mut state = self.state.lock();
+        if std::mem::take(&mut state.time_is_due) { state.kernel_mtime } else { None }
+    }
+
+    /// Notes the modification time that the kernel believes in, since it was told that it is set.
+    pub fn note_kernel_mtime(&self, mtime: Time) {
+        self.state.lock().kernel_mtime = Some(mtime);
+    }
+
     /// Counts an open.
-    pub fn opened(&self) {
-        self.state.lock().opens += 1;
+    pub fn opened(&self, writes: bool) {
+        let mut state = self.state.lock();
+        state.opens += 1;
+        state.writers += u32::from(writes);
+    }
+
+    /// Says whether a descriptor is open that may write.
+    pub fn has_writers(&self) -> bool {
+        self.state.lock().writers > 0
     }
 
     /// Counts a close. Returns where the file is hidden, if this was the last.
-    pub fn closed(&self) -> Option<Hidden> {
+    pub fn closed(&self, writes: bool) -> Option<Hidden> {
         let mut state = self.state.lock();
         state.opens = state.opens.saturating_sub(1);
+        state.writers = state.writers.saturating_sub(u32::from(writes));
         if state.opens == 0 { state.hidden.take() } else { None }
     }
 
@@ -189,7 +250,7 @@ impl Inodes {
             fileid
         };
         let state = Mutex::new(State { lookups: 1, ..State::default() });
-        let inode = Arc::new(Inode { id, handle, kind, state });
+        let inode = Arc::new(Inode { id, handle, kind, ways: Ways::default(), state });
         maps.by_id.insert(id, inode.clone());
         maps.by_handle.insert(handle, inode.clone());
         inode
@@ -229,8 +290,6 @@ impl Inodes {
 
 #[cfg(test)]
 mod tests {
-    use gridvfs_vfs::Time;
-
     use super::*;
 
     fn attr() -> Attr {
@@ -288,15 +347,34 @@ mod tests {
     }
 
     #[test]
+    fn times_from_the_kernels_cache_are_told_apart() {
+        let inode = Inodes::new(handle(0)).look_up(handle(1), FileKind::Regular, 5);
+        inode.note(&attr());
+        let at = |seconds| Time { seconds, nanoseconds: 0 };
+        inode.note(&Attr { mtime: at(9), ..attr() });
+        assert_eq!(inode.judge_kernel_mtime(at(1)), KernelTime::Repeated, "the kernel's own");
+        inode.note_kernel_write();
+        assert_eq!(inode.judge_kernel_mtime(at(2)), KernelTime::Written);
+        inode.note_kernel_mtime(at(2));
+        assert_eq!(inode.take_due_time(), None);
+        assert_eq!(inode.judge_kernel_mtime(at(2)), KernelTime::Repeated);
+        assert_eq!(inode.judge_kernel_mtime(at(1)), KernelTime::Set);
+        assert_eq!(inode.judge_kernel_mtime(at(1)), KernelTime::Set, "it was refused");
+        inode.note_kernel_write();
+        assert_eq!(inode.take_due_time(), Some(at(2)));
+        assert_eq!(inode.take_due_time(), None);
+    }
+
+    #[test]
     fn only_the_last_close_uncovers_what_is_hidden() {
         let inodes = Inodes::new(handle(0));
         let inode = inodes.look_up(handle(1), FileKind::Regular, 5);
         let place = Hidden { dir: handle(0), name: b".nfs1".to_vec() };
-        inode.opened();
-        inode.opened();
+        inode.opened(false);
+        inode.opened(false);
         assert_eq!(inode.hide(place.clone()), None);
         assert_eq!(inodes.hidden_in(Some(&handle(0))).len(), 1);
-        assert_eq!(inode.closed(), None);
-        assert_eq!(inode.closed(), Some(place));
+        assert_eq!(inode.closed(false), None);
+        assert_eq!(inode.closed(false), Some(place));
     }
 }

@@ -13,6 +13,7 @@ mod hand;
 mod inodes;
 mod mount;
 mod options;
+mod passthrough;
 mod pending;
 mod session;
 mod silly;

@@ -21,6 +21,12 @@ pub struct SessionOptions {
     pub allow_other: bool,
     /// The kernel checks permissions by mode bits.
     pub default_permissions: bool,
+    /// The mount refuses changes in the kernel.
+    pub read_only: bool,
+    /// The kernel collects writes in its page cache and sends them at close, fsync or when there
+    /// are many. It then believes nobody but itself about the size and times of a regular file that
+    /// it knows, so this is for sessions whose files nobody else changes.
+    pub writeback_cache: bool,
     /// The largest write that the kernel sends, in bytes: what its default limit of 256 pages
     /// allows.
     pub write_bytes_max: u32,
@@ -37,6 +43,8 @@ impl Default for SessionOptions {
             event_loops: std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 4)),
             allow_other: false,
             default_permissions: false,
+            read_only: false,
+            writeback_cache: false,
             write_bytes_max: 1 << 20,
             background_max: 128,
         }

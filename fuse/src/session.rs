@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fuser::{Config, Notifier, SessionACL};
-use gridvfs_vfs::{Caller, Vfs};
+use gridvfs_vfs::Vfs;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use crate::callers::Callers;
-use crate::core::Core;
+use crate::core::{Core, Invalidation};
 use crate::counters::Counters;
 use crate::front::Front;
 use crate::options::SessionOptions;
@@ -46,11 +46,7 @@ impl Session {
         if core.silly_log.is_some() {
             let core = core.clone();
             runtime.spawn(async move {
-                let own = Caller {
-                    uid: nix::unistd::geteuid().as_raw(),
-                    gid: nix::unistd::getegid().as_raw(),
-                    groups: Vec::new(),
-                };
+                let own = Core::own_caller();
                 if let Some(log) = &core.silly_log {
                     log.clean(&*core.vfs, &own).await;
                 }
@@ -90,13 +86,16 @@ impl Session {
 
 /// Tells the kernel to drop pages. On a thread of its own: the kernel may wait here for requests
 /// that the event loops are to answer.
-fn invalidate(notifier: &Notifier, mut receiver: mpsc::UnboundedReceiver<u64>) {
-    while let Some(number) = receiver.blocking_recv() {
+fn invalidate(notifier: &Notifier, mut receiver: mpsc::UnboundedReceiver<Invalidation>) {
+    while let Some(Invalidation { number, done }) = receiver.blocking_recv() {
         let result = notifier.inval_inode(fuser::INodeNo(number), 0, 0);
         if let Err(error) = result
             && error.raw_os_error() != Some(libc::ENOENT)
         {
             log::debug!("cannot invalidate inode {number}: {error}");
+        }
+        if let Some(done) = done {
+            let _ = done.send(());
         }
     }
 }

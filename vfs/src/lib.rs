@@ -100,7 +100,10 @@ pub trait Vfs: Send + Sync + 'static {
     }
 
     /// Returns a local file, opened for reading, that holds the whole of `file` as it is and
-    /// stays: the front end may hand it to the kernel (FUSE passthrough) for a read-only open.
+    /// stays: the front end may hand it to the kernel (FUSE passthrough) for a read-only open. It
+    /// does so only for files that nobody may write. From the first change of `file` through this
+    /// `Vfs` on, a local file that was given before belongs to the front end, which brings it along
+    /// for those who have it open: it is not to be given or taken for the content again.
     fn whole(&self, _file: &FileHandle) -> Option<std::fs::File> {
         None
     }

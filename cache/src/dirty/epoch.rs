@@ -76,6 +76,9 @@ impl Epoch {
 
     /// Removes the parts within `start..end` of extents with sequence numbers up to `up_to_seq`.
     pub fn clear(&mut self, up_to_seq: u64, start: u64, end: u64, freed: &mut Freed) {
+        if start >= end {
+            return;
+        }
         let before = self.extents.range(..start).next_back();
         let before = before.filter(|(at, held)| held.at(**at).end() > start);
         let mut next = before.map(|(&at, _)| at).or_else(|| self.first_from(start));

@@ -36,17 +36,19 @@ impl Core {
         if !self.settings.read().consistency.trusts() {
             return None;
         }
+        // Together: what is known may just be on its way from the node to the index.
+        let node = self.known(handle);
+        let state = node.as_ref().map(|node| (node, node.state.lock()));
         let known = self.index.node(handle)?;
         let mut attr = known.attr.filter(|_| self.is_trusted(&known))?;
-        self.overlay(handle, &mut attr);
-        Some(attr)
-    }
-
-    /// Puts what is unsent over the server's attributes.
-    pub fn overlay(&self, handle: &FileHandle, attr: &mut Attr) {
-        if let Some(node) = self.known(handle) {
-            node.state.lock().overlay(attr, node.size());
+        if let Some((node, state)) = state {
+            if attr.kind == FileKind::Regular {
+                // What an earlier process has left unsent does not tell how large the file is.
+                node.size()?;
+            }
+            state.overlay(&mut attr, node.size());
         }
+        Some(attr)
     }
 
     /// Takes attributes that came with the answer to a call that was sent when the clock stood at
@@ -77,6 +79,12 @@ impl Core {
         if state.can_judge(asked) {
             let foreign =
                 state.settled && state.base.is_some_and(|base| !same_data(&base, &signature));
+            if foreign && !state.dirty.is_empty() && state.may_be_ours(&signature) {
+                // The driver finds out before it sends anything.
+                node.size_at_least(&state, server.size, asked);
+                self.index.update(handle, |known| self.note_attr(known, &server));
+                return state.overlay(attr, node.size());
+            }
             state.settled = true;
             if foreign && state.dirty.is_empty() {
                 self.renew(&node, &mut state, Some(signature));
@@ -92,9 +100,8 @@ impl Core {
             if state.dirty.is_empty() {
                 node.set_size(Some(server.size));
             }
-        } else if node.size().is_none() {
-            node.set_size(Some(server.size.max(state.dirty.end())));
         }
+        node.size_at_least(&state, server.size, asked);
         let base = state.base;
         self.index.update(handle, |known| {
             known.base = base;

@@ -74,10 +74,25 @@ impl std::fmt::Display for ConflictKind {
 impl Core {
     /// Stops the write-back of a file. To be called with the node's lock held.
     pub fn find_conflict(&self, node: &Node, state: &mut State, kind: ConflictKind) {
-        if state.conflict.is_some() {
+        if state.conflict.is_some() || state.dirty.is_empty() {
             return;
         }
         state.conflict = Some(kind);
+        eprintln!(
+            "CONFLICT {kind} base={:?} said={:?} doubt={} newest={} handed={} committed={} ext={:?}",
+            state.base,
+            state.said,
+            state.in_doubt,
+            state.newest,
+            state.handed,
+            state.committed,
+            state
+                .dirty
+                .oldest(0, u64::MAX)
+                .iter()
+                .map(|e| (e.start, e.len, e.seq))
+                .collect::<Vec<_>>()
+        );
         add(&self.counters.conflicts, 1);
         if let Err(error) =
             self.log(state, Record::Conflict { handle: node.handle, kind: kind.code() })
@@ -188,7 +203,11 @@ impl Core {
                 Err(error) => return Err(error),
             }
         };
-        let size = node.size().unwrap_or(0);
+        let size = node.size().unwrap_or_else(|| {
+            let state = node.state.lock();
+            let base = state.base.map_or(0, |base| base.size);
+            base.max(state.dirty.end())
+        });
         let mut at = 0;
         while at < size {
             let length = COPY_BYTES.min(size - at) as usize;

@@ -33,17 +33,20 @@ impl Core {
             }
         }
         let asked = self.ask();
+        let token = self.index.token(dir);
         match self.buffer.lookup(caller, dir, name).await {
             Ok(mut entry) => {
                 if let Some(attr) = &mut entry.attr {
                     self.observe(&entry.handle, attr, asked);
                 }
-                self.index.set_name(dir, name, Some(entry.handle));
+                self.index.note_name(dir, name, Some(entry.handle), token);
                 Ok(entry)
             }
             Err(error) => {
                 match error.status() {
-                    Status::NOENT => self.index.set_name(dir, name, None),
+                    Status::NOENT => {
+                        self.index.note_name(dir, name, None, token);
+                    }
                     Status::STALE => self.index.forget_dir(dir),
                     _ => {}
                 }
@@ -84,11 +87,13 @@ impl Core {
                     known.attr = made.attr;
                     known.at = super::now_ms();
                 });
-                self.index.set_name(dir, name, Some(*handle));
+                self.index.created(dir, name, handle);
             }
-            None => self.index.forget_name(dir, name),
+            None => {
+                self.index.dir_changed(dir);
+                self.index.forget_name(dir, name);
+            }
         }
-        self.index.dir_changed(dir);
         self.after(dir, &made.dir_wcc);
         Ok(made)
     }
@@ -144,8 +149,7 @@ impl Core {
         self.intend_removal(child.as_ref())?;
         match self.buffer.remove(caller, dir, name).await {
             Ok(wcc) => {
-                self.index.set_name(dir, name, None);
-                self.index.dir_changed(dir);
+                self.index.removed(dir, name);
                 self.after(dir, &wcc);
                 self.name_gone(caller, child.as_ref()).await;
                 Ok(wcc)
@@ -210,8 +214,7 @@ impl Core {
         };
         match self.buffer.rmdir(caller, dir, name).await {
             Ok(wcc) => {
-                self.index.set_name(dir, name, None);
-                self.index.dir_changed(dir);
+                self.index.removed(dir, name);
                 self.after(dir, &wcc);
                 if let Some(handle) = child {
                     self.index.forget_dir(&handle);
@@ -245,33 +248,26 @@ impl Core {
         let (from_wcc, to_wcc) = match renamed {
             Ok(wccs) => wccs,
             Err(error) => {
+                self.index.dir_changed(from.0);
+                self.index.dir_changed(to.0);
                 self.index.forget_name(from.0, from.1);
                 self.index.forget_name(to.0, to.1);
                 self.not_removed(replaced.as_ref());
                 return Err(error);
             }
         };
-        match moved {
+        if moved.is_some() && moved == find(to) {
             // Two names of one file: nothing was done.
-            Some(_) if moved == find(to) && from != to => {
-                self.index.forget_name(from.0, from.1);
-                self.index.forget_name(to.0, to.1);
-            }
-            Some(handle) => {
-                if from != to {
-                    self.index.set_name(from.0, from.1, None);
-                }
-                self.index.set_name(to.0, to.1, Some(handle));
-                // The server's clock is in its ctime now.
-                self.index.update(&handle, |known| known.attr = None);
-            }
-            None => {
-                self.index.set_name(from.0, from.1, None);
-                self.index.forget_name(to.0, to.1);
-            }
+            self.index.forget_name(from.0, from.1);
+            self.index.forget_name(to.0, to.1);
+        } else {
+            self.index.renamed(from.0, from.1, to.0, to.1);
+        }
+        if let Some(handle) = moved {
+            // The server's clock is in its ctime now.
+            self.index.update(&handle, |known| known.attr = None);
         }
         for (dir, wcc) in [(from.0, &from_wcc), (to.0, &to_wcc)] {
-            self.index.dir_changed(dir);
             self.after(dir, wcc);
         }
         if !self.settings.read().rules.is_empty() {
@@ -301,8 +297,7 @@ impl Core {
                 self.index.update(file, |known| known.attr = None);
             }
         }
-        self.index.set_name(dir, name, Some(*file));
-        self.index.dir_changed(dir);
+        self.index.created(dir, name, file);
         self.after(dir, &linked.dir_wcc);
         Ok(linked)
     }
@@ -356,7 +351,7 @@ impl Core {
             let dots = &entry.name[..] == b"." || &entry.name[..] == b"..";
             missing += usize::from(attr.is_none() && !dots);
             entries.push(DirEntry {
-                fileid: entry.fileid,
+                fileid: entry.fileid.or(attr.map(|attr| attr.fileid))?,
                 name: entry.name,
                 cookie: entry.cookie,
                 attr,

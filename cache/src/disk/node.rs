@@ -133,6 +133,8 @@ pub(crate) struct State {
     pub checked: bool,
     /// Data of an earlier process that may be on its way, or be there already.
     pub in_doubt: bool,
+    /// Times are to be set that an earlier process has left.
+    pub recovered: bool,
 }
 
 impl Node {
@@ -176,6 +178,7 @@ impl Node {
                 said: FileState::default(),
                 checked: false,
                 in_doubt: false,
+                recovered: false,
             }),
             wake: Notify::new(),
             progress: Notify::new(),
@@ -200,6 +203,14 @@ impl Node {
 
     pub fn set_size(&self, size: Option<u64>) {
         self.size.store(size.unwrap_or(SIZE_UNKNOWN), Ordering::Release);
+    }
+
+    /// Where the size is not known, takes it from the server's.
+    pub fn size_at_least(&self, state: &State, server: u64, asked: u64) {
+        // An answer from before a change of ours may lack what has left the journal since.
+        if self.size().is_none() && state.changed_at <= asked {
+            self.set_size(Some(server.max(state.dirty.end())));
+        }
     }
 
     /// Says whether there is unsent data.
@@ -247,6 +258,18 @@ impl State {
             && self.handed <= self.committed
             && !self.committing
             && (self.times == Times::default() || !self.dirty.is_empty())
+    }
+
+    /// Says whether a change of ours that nobody has confirmed may have left the server's file like
+    /// this: one that an earlier process had under way when it was killed.
+    pub fn may_be_ours(&self, signature: &WccAttr) -> bool {
+        self.in_doubt || self.said.cut_intent == Some(signature.size) || self.is_timed(signature)
+    }
+
+    /// Says whether the file is as `base` says, but for the time that we were about to set.
+    pub fn is_timed(&self, signature: &WccAttr) -> bool {
+        self.said.mtime == Some(signature.mtime)
+            && self.base.is_some_and(|base| base.size == signature.size)
     }
 
     /// Puts what the server does not know yet over its attributes.

@@ -14,7 +14,7 @@ use crate::store::BLOCK_BYTES;
 /// The largest answer; whoever asks for more asks again.
 const READ_MAX: u64 = 2 << 20;
 /// How often a read is planned anew, because something moved under it.
-const ATTEMPTS_MAX: u32 = 8;
+const ATTEMPTS_MAX: u32 = 64;
 
 /// What became of an attempt to read without asking the server.
 enum Outcome {
@@ -129,9 +129,6 @@ impl Core {
         for _ in 0..ATTEMPTS_MAX {
             let Some(size) = node.size() else {
                 self.getattr(caller, handle).await?;
-                if node.size().is_none() {
-                    node.set_size(self.index.node(handle).and_then(|k| k.attr).map(|a| a.size));
-                }
                 continue;
             };
             if offset >= size && !self.knows_end(&node) {

@@ -51,7 +51,7 @@ impl Core {
     /// Takes over what an earlier process has not sent.
     pub fn recover(self: &Arc<Self>, files: HashMap<FileHandle, RecoveredFile>, restarted: bool) {
         for (handle, file) in files {
-            let size = file.size();
+            let own_size = file.size();
             let RecoveredFile { dirty, state: said, caller, written } = file;
             let base = said.base.map(|base| WccAttr {
                 size: base.size,
@@ -69,7 +69,9 @@ impl Core {
                 known.base = base;
                 known.written = written_in;
             });
-            let size = size.or(known.attr.map(|attr| attr.size.max(dirty.end())));
+            // How much of it the server has, only the server knows; in a conflict its version is
+            // another than what the mount shows.
+            let size = own_size.filter(|_| said.conflict.is_some());
             let node = Arc::new(Node::new(handle, known.key, size, base));
             {
                 let mut state = node.state.lock();
@@ -85,6 +87,7 @@ impl Core {
                         if uid == self.own.uid { self.own.groups.clone() } else { Vec::new() };
                     Arc::new(Caller { uid, gid, groups })
                 });
+                state.recovered = state.times != Times::default();
                 state.said = said;
                 state.settled = state.times == Times::default();
                 let now = std::time::Instant::now();
@@ -110,9 +113,9 @@ impl Core {
     }
 
     /// Deletes segments of the journal that are no longer needed.
-    pub fn reclaim(&self) -> io::Result<u64> {
+    pub fn reclaim(&self, all: bool) -> io::Result<u64> {
         self.dead_bytes.store(0, Ordering::Relaxed);
-        self.journal.reclaim(&mut |handle| {
+        let mut carry = |handle: &FileHandle| {
             let Some(node) = self.known(handle) else { return Ok(()) };
             let state = node.state.lock();
             if state.dirty.is_empty() && !state.said.is_pending() {
@@ -122,7 +125,8 @@ impl Core {
                 self.journal.append(&record)?;
             }
             Ok(())
-        })
+        };
+        if all { self.journal.reclaim_all(&mut carry) } else { self.journal.reclaim(&mut carry) }
     }
 
     /// Moves data out of the oldest segment, if it holds up too many others.
@@ -211,7 +215,7 @@ pub(crate) async fn keep_house(core: Weak<Core>) {
         pauses += 1;
         let sync = pauses % STORE_SYNC_PAUSES == 0;
         let work = tokio::task::spawn_blocking(move || {
-            if let Err(error) = core.reclaim().and_then(|_| core.make_slack()) {
+            if let Err(error) = core.reclaim(false).and_then(|_| core.make_slack()) {
                 log::warn!("the journal: {error}");
             }
             core.room.notify_waiters();

@@ -214,6 +214,10 @@ impl Core {
             let record = Record::Sending { handle: node.handle, up_to_seq: target };
             self.log(&mut state, record)?;
         }
+        if lazy {
+            // After a power loss, too, the next process is to know who changed the file.
+            self.sync_journal().await?;
+        }
         crash::point(crash::Point::BEFORE_WRITE);
         let mut rest = &extents[..];
         let mut batch = 0;
@@ -329,7 +333,7 @@ impl Core {
         let result = match self.commit_and_ask(&node, lazy).await {
             Ok(base) => {
                 let (core, file) = (self.clone(), node.clone());
-                let work = move || core.complete_send(&file, target, base);
+                let work = move || core.complete_send(&file, target, base, lazy);
                 self.runtime.spawn_blocking(work).await.unwrap_or(Err(Error::Interrupted))
             }
             Err(error) => Err(error),
@@ -348,7 +352,8 @@ impl Core {
         self.buffer.commit(&self.own, &node.handle, 0, 0).await?;
         crash::point(crash::Point::AFTER_COMMIT);
         if !lazy {
-            return Ok(None);
+            // Nobody is to wait for it: what the WRITEs left, as their answers said.
+            return Ok(self.buffer.signature(&node.handle));
         }
         let attr = self.buffer.getattr(&self.own, &node.handle).await?;
         Ok(Some(WccAttr::from(&attr)))
@@ -356,7 +361,13 @@ impl Core {
 
     /// The server has everything up to `target` on its disk: the blocks enter the store, the data
     /// leaves the journal.
-    fn complete_send(&self, node: &Node, target: u64, base: Option<WccAttr>) -> Result<()> {
+    fn complete_send(
+        &self,
+        node: &Node,
+        target: u64,
+        base: Option<WccAttr>,
+        lazy: bool,
+    ) -> Result<()> {
         let keeps = self.treatment(node).keeps();
         let (extents, key, conflict) = {
             let state = node.state.lock();
@@ -389,13 +400,16 @@ impl Core {
         state.changed_at = self.tick();
         state.checked = false;
         match base {
-            Some(base) => {
+            Some(base) if lazy => {
                 state.base = Some(base);
                 // The time that programs were told is set last.
                 let written = state.mtime;
                 state.times.mtime.get_or_insert(written);
             }
-            None => state.settled = false,
+            _ => {
+                state.base = base.or(state.base);
+                state.settled = false;
+            }
         }
         state.failing = None;
         state.in_doubt = false;
@@ -430,13 +444,28 @@ impl Core {
         let lazy = self.treatment(node).is_lazy();
         let _turn = node.turn.lock().await;
         let (times, writer) = {
-            let state = node.state.lock();
+            let mut state = node.state.lock();
             if !state.dirty.is_empty() {
                 return;
+            }
+            let Times { atime, mtime } = state.times;
+            if (atime, mtime) != (state.said.atime, state.said.mtime) {
+                // The next process is to know who has set them.
+                let times = Record::Times { handle: node.handle, atime, mtime };
+                if let Err(error) = self.log(&mut state, times) {
+                    log::warn!("{error}");
+                }
             }
             (state.times, state.writer.clone())
         };
         let caller = writer.unwrap_or_else(|| Arc::new(self.own.clone()));
+        let recovered = std::mem::take(&mut node.state.lock().recovered);
+        if recovered && !self.is_as_left(node).await {
+            let mut state = node.state.lock();
+            state.settled = true;
+            self.times_set(node, &mut state);
+            return;
+        }
         crash::point(crash::Point::BEFORE_SETTLE);
         let asked = self.ask();
         let set = |time: Option<_>| time.map_or(SetTime::Keep, SetTime::To);
@@ -468,6 +497,15 @@ impl Core {
             }
             Err(error) => self.failed(node, &error, true),
         }
+    }
+
+    /// Says whether the file is as an earlier process left it, whose times are still to be set.
+    async fn is_as_left(&self, node: &Arc<Node>) -> bool {
+        let Ok(attr) = self.buffer.getattr(&self.own, &node.handle).await else { return false };
+        let signature = WccAttr::from(&attr);
+        let state = node.state.lock();
+        state.base.is_some_and(|base| attributes::same_data(&base, &signature))
+            || state.is_timed(&signature)
     }
 
     /// No times are to be set any more.
@@ -553,6 +591,12 @@ impl Core {
         if self.was_cut(node, &signature)? {
             return Ok(true);
         }
+        if node.state.lock().is_timed(&signature) {
+            let mut state = node.state.lock();
+            state.base = Some(signature);
+            self.log(&mut state, attributes::base_record(node, &signature))?;
+            return Ok(true);
+        }
         // WRITEs of a process that was killed may have changed it: then the server has some of the
         // very data that is still here.
         if in_doubt && self.has_arrived(node).await? {
@@ -582,9 +626,19 @@ impl Core {
         Ok(true)
     }
 
-    /// Says whether any piece of the oldest unsent data is on the server already.
+    /// Says whether any piece of what an earlier process was sending is on the server.
     async fn has_arrived(&self, node: &Arc<Node>) -> Result<bool> {
-        let extents = node.state.lock().dirty.oldest(0, u64::MAX);
+        let extents = {
+            let state = node.state.lock();
+            let sending = state.said.sending_up_to.unwrap_or(u64::MAX);
+            let mut extents = state.dirty.oldest(0, u64::MAX);
+            extents.retain(|extent| extent.seq <= sending);
+            extents
+        };
+        if extents.is_empty() {
+            // All of it has been written over since: nothing tells, and nothing speaks against it.
+            return Ok(true);
+        }
         // Data is sent in the order of offsets: if any has arrived, some of the first has.
         for extent in extents.into_iter().take(ARRIVALS_MAX) {
             for (offset, data) in self.read_group(node, vec![extent]).await? {

@@ -149,7 +149,7 @@ impl DiskCache {
         let below = core.buffer.shutdown().await;
         let runtime = core.runtime.clone();
         let made_durable = runtime.spawn_blocking(move || {
-            if let Err(error) = core.journal.sync().and_then(|()| core.reclaim().map(drop)) {
+            if let Err(error) = core.journal.sync().and_then(|()| core.reclaim(true).map(drop)) {
                 log::error!("cannot make the journal durable: {error}");
             }
             if !core.shared {

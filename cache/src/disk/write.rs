@@ -20,6 +20,8 @@ const RECORD_BYTES_MAX: usize = 1 << 20;
 const GIVE_BACK_BYTES: u64 = 64 << 20;
 /// After this many bytes were released, segments of the journal are looked for that may go.
 const RECLAIM_BYTES: u64 = 32 << 20;
+/// How often the size of a file is asked for that is being sent meanwhile.
+const QUESTIONS_MAX: u32 = 64;
 /// How long a writer waits before it looks for room again, should nobody tell it.
 const ROOM_PAUSE: Duration = Duration::from_millis(250);
 
@@ -59,6 +61,8 @@ impl Core {
         let node = self.node(handle);
         let mut waited = false;
         let mut given_back = false;
+        let mut empty = false;
+        let mut asked = 0;
         loop {
             let mut room = std::pin::pin!(self.room.notified());
             room.as_mut().enable();
@@ -67,8 +71,9 @@ impl Core {
                 Err(Refused::Error(error)) => return Err(error),
                 Err(Refused::Unknown) => {
                     self.getattr(caller, handle).await?;
-                    if node.size().is_none() {
-                        return Err(Status::STALE.into());
+                    asked += 1;
+                    if node.size().is_none() && asked > QUESTIONS_MAX {
+                        return Err(Status::JUKEBOX.into());
                     }
                 }
                 Err(Refused::NoRoom) => {
@@ -83,7 +88,8 @@ impl Core {
                     {
                         continue;
                     }
-                    if self.dirty_bytes() == 0 {
+                    // With nothing to be sent there is nothing to wait for. It may just have gone.
+                    if self.dirty_bytes() == 0 && std::mem::replace(&mut empty, true) {
                         return Err(Status::NOSPC.into());
                     }
                     self.hurry();
@@ -107,8 +113,10 @@ impl Core {
     /// limit to that.
     fn stuck(&self) -> Option<Error> {
         let mut reason = None;
+        let mut any = false;
         for node in self.nodes.iter().filter(|node| node.is_local()) {
             let state = node.state.lock();
+            any = true;
             match (&state.failing, state.conflict) {
                 (_, Some(_)) => {}
                 (Some(error), None) => {
@@ -117,7 +125,7 @@ impl Core {
                 (None, None) => return None,
             }
         }
-        Some(match reason {
+        any.then(|| match reason {
             Some(Error::Status(Status::DQUOT)) => Status::DQUOT.into(),
             Some(error @ Error::Unreachable(_)) => error,
             _ => Status::NOSPC.into(),
@@ -142,7 +150,7 @@ impl Core {
         }
         let limit = self.settings.read().dirty_max_bytes;
         let before = self.dirty_bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
-        let result = if before + data.len() as u64 > limit {
+        let result = if before > 0 && before + data.len() as u64 > limit {
             Err(Refused::NoRoom)
         } else {
             self.append(caller, node, offset, data)
@@ -364,6 +372,11 @@ impl Core {
             state.dirty.barrier();
         }
         add(&self.counters.local_syncs, 1);
+        self.sync_journal().await
+    }
+
+    /// Makes everything in the journal durable.
+    pub async fn sync_journal(&self) -> Result<()> {
         let Some(core) = self.this.upgrade() else { return Err(Error::Interrupted) };
         let synced = self.runtime.spawn_blocking(move || core.journal.sync()).await;
         match synced {

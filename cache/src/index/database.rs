@@ -27,6 +27,10 @@ const READERS: usize = 2;
 /// A connection's page cache in KiB: the inner pages of some 100,000 rows.
 const PAGE_CACHE_KIB: i64 = 1024;
 const PAGE_BYTES: u64 = 4096;
+/// The least that a database may grow to, in pages: a batch of usual changes has room.
+const PAGES_MIN: u64 = 256;
+/// To what size the write-ahead log is cut when a burst of changes is over.
+const LOG_BYTES_MAX: i64 = 4 << 20;
 /// How many damaged files are kept for whoever wants to look at them.
 const DAMAGED_MAX: u32 = 5;
 /// The prepared statements that a connection keeps.
@@ -146,6 +150,7 @@ impl Database {
             // At most as long as another opens or closes.
             flock_wait(lock, libc::LOCK_SH);
         }
+        create_private(&self.path);
         let writer = self.connect()?;
         let version: i64 = writer.pragma_query_value(None, "user_version", |row| row.get(0))?;
         let tables: i64 =
@@ -154,7 +159,8 @@ impl Database {
             return Ok(Opened::Unknown(version));
         }
         writer.pragma_update(None, "journal_mode", "WAL")?;
-        let pages_max = (options.file_bytes_max / PAGE_BYTES).max(64);
+        writer.pragma_update(None, "journal_size_limit", LOG_BYTES_MAX)?;
+        let pages_max = (options.file_bytes_max / PAGE_BYTES).max(PAGES_MIN);
         writer.query_row(&format!("PRAGMA max_page_count = {pages_max}"), [], |_| Ok(()))?;
         let (open, epoch) = begin(&writer, alone)?;
         self.closed_cleanly = alone && open == 0;
@@ -315,6 +321,12 @@ fn header_version(path: &Path) -> Option<i64> {
     File::open(path).ok()?.read_exact(&mut header).ok()?;
     let version = header[60..64].try_into().ok()?;
     header.starts_with(b"SQLite format 3\0").then(|| i64::from(i32::from_be_bytes(version)))
+}
+
+/// Makes the file if there is none, for its owner's eyes: SQLite gives its log the same mode.
+fn create_private(path: &Path) {
+    // What stands in the way, SQLite says better.
+    let _ = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
 }
 
 fn lock_file(path: &Path) -> std::io::Result<File> {

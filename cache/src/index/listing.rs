@@ -11,9 +11,9 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use gridvfs_vfs::{DirEntry, FileHandle, FileKind, Verifier};
 
+use super::name_rows::{self, NameRow, is_ours};
 use super::names::is_dot;
 use super::node::Node;
-use super::rows::{self, NameRow, is_ours};
 use super::writer::Change;
 use super::{Child, Index};
 use crate::key::random_number;
@@ -45,8 +45,9 @@ pub struct Listed {
 /// An entry of a known listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedEntry {
-    /// The file's number.
-    pub fileid: u64,
+    /// The file's number. `None` where we have added the name and the file's attributes are not
+    /// known: its handle is.
+    pub fileid: Option<u64>,
     /// Its name.
     pub name: Bytes,
     /// Where the listing goes on behind this entry.
@@ -101,11 +102,11 @@ impl Index {
         let mut rows = self.database.read(|database| {
             let behind = match cookie {
                 0 => Some(0),
-                _ => rows::place(database, names, cookie)?,
+                _ => name_rows::place(database, names, cookie)?,
             };
             let Some(behind) = behind else { return Ok(None) };
-            let rows = rows::page(database, names, behind, count + 1)?;
-            Ok(rows.filter(|_| rows::is_whole(database, names).unwrap_or(false)))
+            let rows = name_rows::page(database, names, behind, count + 1)?;
+            Ok(rows.filter(|_| name_rows::is_whole(database, names).unwrap_or(false)))
         })?;
         let eof = rows.len() <= count;
         rows.truncate(count);
@@ -120,13 +121,12 @@ impl Index {
             Child::Absent | Child::Unknown => None,
         };
         let attr = match (row.fileid, &handle) {
-            (None, Some(handle)) => Some(self.node(handle)?.attr?),
+            (None, Some(handle)) => self.node(handle).and_then(|known| known.attr),
+            (None, None) => return None,
             _ => None,
         };
         Some(ListedEntry {
-            fileid: row
-                .fileid
-                .map_or_else(|| attr.map(|attr| attr.fileid), |id| Some(id as u64))?,
+            fileid: row.fileid.map(|id| id as u64).or(attr.map(|attr| attr.fileid)),
             kind: row.kind().or(attr.map(|attr| attr.kind)),
             name: row.name,
             cookie: row.cookie? as u64,
@@ -162,10 +162,23 @@ impl Index {
             None => {}
             Some(last) => collection.next_cookie = last.cookie,
         }
-        if let Some((_, other)) = self.collecting.lock().push(*dir, collection) {
+        self.keep(dir, collection);
+        false
+    }
+
+    fn keep(&self, dir: &FileHandle, collection: Collection) {
+        let pushed_out = self.collecting.lock().push(*dir, collection);
+        if let Some((_, other)) = pushed_out {
             self.drop_names(other.names);
         }
-        false
+    }
+
+    /// Gives up what is being collected.
+    pub(super) fn drop_collections(&self) {
+        let mut collecting = self.collecting.lock();
+        while let Some((_, collection)) = collecting.pop_lru() {
+            self.drop_names(collection.names);
+        }
     }
 
     /// Takes out the collection that this page belongs to, or begins one.
@@ -185,7 +198,7 @@ impl Index {
                 if found.next_cookie == start_cookie {
                     return Some(found);
                 }
-                self.collecting.lock().put(*dir, found);
+                self.keep(dir, found);
                 return None;
             }
             Some(found) => self.drop_names(found.names),
@@ -194,7 +207,7 @@ impl Index {
         (current && start_cookie == 0).then(|| Collection {
             names: random_number(),
             token: token.0,
-            losses: self.database.read(rows::losses),
+            losses: self.database.read(name_rows::losses),
             next_cookie: 0,
             places: 0,
             mistakable: false,

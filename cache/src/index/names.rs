@@ -6,8 +6,9 @@ use bytes::Bytes;
 use gridvfs_vfs::FileHandle;
 
 use super::listing::ListingToken;
+use super::name_rows;
 use super::node::{Node, Place};
-use super::rows::{self, Found};
+use super::rows::Found;
 use super::table::Slot;
 use super::writer::Change;
 use super::{Child, Index};
@@ -75,13 +76,13 @@ impl Index {
     fn child(&self, names: u64, complete: bool, name: &[u8]) -> Child {
         let load = || {
             self.database.read(|database| {
-                Ok(match rows::name(database, names, name)? {
+                Ok(match name_rows::name(database, names, name)? {
                     Found::Row(row) => Some(row.child),
                     Found::Damaged => {
                         self.database.damaged.fetch_add(1, Ordering::Relaxed);
                         Some(Child::Unknown)
                     }
-                    Found::Nothing if complete && rows::is_whole(database, names)? => {
+                    Found::Nothing if complete && name_rows::is_whole(database, names)? => {
                         Some(Child::Absent)
                     }
                     Found::Nothing => None,
@@ -226,10 +227,11 @@ impl Index {
         to_dir: &FileHandle,
         to_name: &[u8],
     ) {
-        let child = self.lookup(from_dir, from_name);
-        let target = self.lookup(to_dir, to_name);
+        // First: what the server was asked before must not be noted from here on.
         self.dir_changed(from_dir);
         self.dir_changed(to_dir);
+        let child = self.lookup(from_dir, from_name);
+        let target = self.lookup(to_dir, to_name);
         if matches!(child, Name::Here(_)) && child == target {
             // Two names of one file: rename(2) does nothing.
             return;

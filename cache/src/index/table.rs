@@ -125,3 +125,50 @@ impl<K: Hash + Eq, V> Table<K, V> {
         self.shards.iter().map(|shard| shard.lock().slots.len()).sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn what_was_read_before_a_change_is_not_taken_for_what_is() {
+        let table = Table::<u64, u64>::new(1);
+        let loads = Cell::new(0);
+        // While the first read is on its way, the entry is changed, written and let go.
+        let load = || {
+            loads.set(loads.get() + 1);
+            if loads.get() == 1 {
+                let mut shard = table.lock(&7);
+                shard.changing();
+                shard.put(7, Slot { value: Some(2), change: 1 }, 0);
+                (100..110).for_each(|other| {
+                    shard.put(other, Slot { value: Some(0), change: 0 }, 1);
+                });
+                assert!(shard.get(&7).is_none());
+                return Some(1);
+            }
+            Some(2)
+        };
+        let value = table.find(&7, |key| *key, || 1, load).get(&7).and_then(|slot| slot.value);
+        assert_eq!((value, loads.get()), (Some(2), 2));
+    }
+
+    #[test]
+    fn what_is_not_written_stays_and_the_new_one_too() {
+        let table = Table::<u64, u64>::new(1);
+        for key in 0..100 {
+            let mut shard = table.lock(&key);
+            shard.put(key, Slot { value: Some(key), change: key + 1 }, 0);
+            assert!(shard.get(&key).is_some());
+        }
+        assert_eq!(table.len(), 100);
+        for key in 200..400 {
+            let shard = table.find(&key, |key| *key, || 100, || Some(key));
+            drop(shard);
+            assert!(table.lock(&key).get(&key).is_some());
+        }
+        assert!(table.len() <= SHARDS);
+    }
+}

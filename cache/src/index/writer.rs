@@ -15,16 +15,17 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
 use super::Child;
 use super::database::Database;
-use super::rows::{self, NameRow, NodeRow};
+use super::name_rows::{self, NameRow};
+use super::rows::{self, NodeRow};
 
 /// A transaction: about 5 ms, for which another session waits at most.
 const BATCH_MAX: usize = 1000;
-/// Changes that wait; above, whoever makes one waits for the thread. About 2 MiB.
+/// Changes that wait; above, whoever makes one waits for the thread. At most 4 MiB.
 const WAITING_MAX: usize = 8 << 10;
 /// How long at most: a stalled disk slows the mount down, it does not stop it.
 const WAIT_MAX: Duration = Duration::from_secs(1);
-/// How often a batch is tried while other sessions keep the database busy.
-const BUSY_TRIES_MAX: usize = 3;
+/// How often a batch is tried again: other sessions keep the database busy, or it is full.
+const TRIES_MAX: usize = 3;
 
 pub(super) enum Change {
     Node(FileHandle, Box<NodeRow>),
@@ -162,9 +163,22 @@ impl Queue {
     }
 }
 
+/// Lets nobody wait for a thread that has panicked.
+struct Ending<'a>(&'a Queue, &'a Database);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.1.give_up("its thread has panicked");
+            self.0.wrote(u64::MAX);
+        }
+    }
+}
+
 /// The thread: writes until told to stop, then closes the database.
 pub(super) fn run(queue: &Queue, database: &Database, writer: Connection) {
     let mut writer = Some(writer);
+    let _ending = Ending(queue, database);
     let mut garbage = VecDeque::new();
     while let Some((batch, number)) = queue.take(garbage.is_empty() || writer.is_none()) {
         if let Some(connection) = writer.as_mut().filter(|_| database.is_usable()) {
@@ -192,18 +206,23 @@ fn write(
     batch: &[Change],
     garbage: &mut VecDeque<u64>,
 ) -> rusqlite::Result<()> {
-    let mut result = transaction(connection, batch, garbage.front());
-    for _ in 0..BUSY_TRIES_MAX {
+    let mut batch: Vec<_> = batch.iter().collect();
+    let mut result = transaction(connection, &batch, garbage.front());
+    for attempt in 0..TRIES_MAX {
         match &result {
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {}
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
                 log::info!("the index is full: emptying it");
                 empty(connection)?;
                 garbage.clear();
+                if attempt > 0 {
+                    // The batch alone is too large: as if it had been removed with the rest.
+                    batch.retain(|change| matches!(change, Change::Epoch(_)));
+                }
             }
             _ => break,
         }
-        result = transaction(connection, batch, garbage.front());
+        result = transaction(connection, &batch, garbage.front());
     }
     if result? {
         garbage.pop_front();
@@ -218,7 +237,7 @@ fn write(
 /// Returns whether nothing is left of the garbage given.
 fn transaction(
     connection: &mut Connection,
-    batch: &[Change],
+    batch: &[&Change],
     garbage: Option<&u64>,
 ) -> rusqlite::Result<bool> {
     let superseded = superseded(batch);
@@ -231,11 +250,11 @@ fn transaction(
             Change::Node(handle, row) => rows::put_node(&to, handle, row)?,
             Change::ForgetNode(handle) => rows::forget_node(&to, handle)?,
             Change::Name { names, name, child, listed } => {
-                rows::set_name(&to, *names, name, *child, *listed)?;
+                name_rows::set_name(&to, *names, name, *child, *listed)?;
             }
             Change::Listed { names, row } => row.put(&to, *names)?,
-            Change::Whole { names, losses } => rows::set_whole(&to, *names, *losses)?,
-            Change::DropNames(names) => rows::drop_whole(&to, *names)?,
+            Change::Whole { names, losses } => name_rows::set_whole(&to, *names, *losses)?,
+            Change::DropNames(names) => name_rows::drop_whole(&to, *names)?,
             Change::Epoch(epoch) => {
                 to.execute_batch("DELETE FROM name")?;
                 let begin = "UPDATE meta SET epoch = ?1, losses = losses + 1";
@@ -244,7 +263,7 @@ fn transaction(
         }
     }
     let emptied = match garbage {
-        Some(names) => rows::drop_names(&to, *names, BATCH_MAX)? < BATCH_MAX,
+        Some(names) => name_rows::drop_names(&to, *names, BATCH_MAX)? < BATCH_MAX,
         None => false,
     };
     to.commit()?;
@@ -252,7 +271,7 @@ fn transaction(
 }
 
 /// The changes of a node that a later one of the batch replaces: only the last is seen outside.
-fn superseded(batch: &[Change]) -> HashSet<usize> {
+fn superseded(batch: &[&Change]) -> HashSet<usize> {
     let mut last = HashMap::new();
     let mut superseded = HashSet::new();
     for (at, change) in batch.iter().enumerate() {

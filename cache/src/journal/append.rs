@@ -81,7 +81,11 @@ impl Journal {
             IoSlice::new(padding),
         ];
         crash::point(Point::JOURNAL_BEFORE_WRITE);
-        if let Err(error) = segment::write_all(&segment.file, slices, at) {
+        #[cfg(test)]
+        let written = self.write_or_fail(&segment, slices, at);
+        #[cfg(not(test))]
+        let written = segment::write_all(&segment.file, slices, at);
+        if let Err(error) = written {
             if segment.file.set_len(at).is_err() {
                 // The end of that file holds half a record now: nothing may follow it there.
                 tail.active = None;
@@ -128,5 +132,22 @@ impl Journal {
         tail.directory_unsynced = true;
         tail.active = Some(segment.clone());
         Ok(segment)
+    }
+
+    /// Writes, or fails in the way that a test has asked for.
+    #[cfg(test)]
+    fn write_or_fail(
+        &self,
+        segment: &Segment,
+        slices: &mut [IoSlice<'_>],
+        at: u64,
+    ) -> io::Result<()> {
+        let Some(bytes) = self.fail_after.lock().take() else {
+            return segment::write_all(&segment.file, slices, at);
+        };
+        let all: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+        let half = &all[..bytes.min(all.len())];
+        segment::write_all(&segment.file, &mut [IoSlice::new(half)], at)?;
+        Err(io::ErrorKind::StorageFull.into())
     }
 }

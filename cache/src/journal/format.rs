@@ -29,9 +29,9 @@ const RECORD_MAGIC: [u8; 4] = *b"GVjr";
 /// A segment's checksum covers this much of its header, in every version.
 const SEGMENT_CHECKED: usize = 48;
 
-/// The checksum: CRC-32C.
+/// The checksum: CRC-32 (IEEE).
 pub fn checksum(bytes: &[u8]) -> u32 {
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
+    crc32fast::hash(bytes)
 }
 
 /// Returns how many checksums cover a payload.

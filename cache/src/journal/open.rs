@@ -20,21 +20,32 @@ use super::segment::{self, Segment};
 use super::sync::SyncState;
 use super::{Damage, Journal, JournalCounters, JournalError, JournalOptions, Replayed};
 
+/// Below this a segment is hardly more than its begin.
+const SEGMENT_BYTES_MIN: u64 = 4096;
+/// Places are kept in 32 bits.
+const SEGMENT_BYTES_MAX: u64 = 1 << 31;
+
 impl Journal {
     /// Opens the journal in `dir`, which is made if need be, and replays what it holds.
     ///
     /// Payload that may not have been synced is verified; all of it is with
-    /// [`JournalOptions::verify`]. Nothing is written.
+    /// [`JournalOptions::verify`]. No file is changed.
     pub fn open(
         dir: &Path,
-        options: JournalOptions,
+        mut options: JournalOptions,
         replay: &mut dyn FnMut(Replayed),
     ) -> Result<Journal, JournalError> {
         let at = |path: &Path| {
             let path = path.to_owned();
             move |error| JournalError::Io { path, error }
         };
-        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
+        options.segment_bytes = options.segment_bytes.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
+        if !dir.exists() {
+            DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
+            if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                File::open(parent).and_then(|parent| parent.sync_all()).map_err(at(parent))?;
+            }
+        }
         let lock = lock(dir)?;
         let mut found = find_segments(dir)?;
         let log_id = identify(&found).map_err(at(dir))?;
@@ -96,6 +107,8 @@ impl Journal {
             failed: AtomicBool::new(false),
             reclaiming: Mutex::new(()),
             counters: JournalCounters::default(),
+            #[cfg(test)]
+            fail_after: Mutex::new(None),
         })
     }
 }
@@ -271,21 +284,22 @@ impl Reader<'_> {
 
     /// A record with this number has been found: is one missing before it?
     fn pass(&mut self, seq: u64, segment: &Segment, durable: u64) {
-        if let Some(last) = self.last_seq
-            && seq > last + 1
-        {
-            if self.gaps.is_empty() {
-                self.gaps.push(Damage {
-                    segment: segment.number,
-                    at: 0,
-                    bytes: 0,
-                    file: None,
-                    synced: false,
-                });
+        match self.last_seq {
+            // The log's begin is damaged: nobody knows how many are missing.
+            None => self.flush_gaps(seq <= durable + 1),
+            Some(last) if seq > last + 1 => {
+                if self.gaps.is_empty() {
+                    let segment = segment.number;
+                    self.gaps.push(Damage { segment, at: 0, bytes: 0, file: None, synced: false });
+                }
+                self.flush_gaps(last < durable);
             }
-            self.flush_gaps(last < durable);
+            // None is. But if it is this segment's begin that is damaged, no append made that.
+            Some(_) => {
+                self.gaps.retain(|gap| gap.segment == segment.number && gap.at == 0);
+                self.flush_gaps(true);
+            }
         }
-        self.gaps.clear();
         self.last_seq = self.last_seq.max(Some(seq));
     }
 

@@ -80,8 +80,24 @@ impl Journal {
     /// log is synced, and the segments go, oldest first. One call runs at a time; an idle active
     /// segment that is a quarter full is closed and goes, too.
     pub fn reclaim(&self, carry: &mut dyn FnMut(&FileHandle) -> io::Result<()>) -> io::Result<u64> {
+        self.reclaim_from(carry, self.options.segment_bytes / 4)
+    }
+
+    /// The same at the end of a session: an idle active segment goes however little is in it.
+    pub fn reclaim_all(
+        &self,
+        carry: &mut dyn FnMut(&FileHandle) -> io::Result<()>,
+    ) -> io::Result<u64> {
+        self.reclaim_from(carry, 0)
+    }
+
+    fn reclaim_from(
+        &self,
+        carry: &mut dyn FnMut(&FileHandle) -> io::Result<()>,
+        idle_bytes_min: u64,
+    ) -> io::Result<u64> {
         let _one_at_a_time = self.reclaiming.lock();
-        self.close_idle();
+        self.close_idle(idle_bytes_min);
         let active = self.tail.lock().active.as_ref().map(|segment| segment.number);
         let unneeded: Vec<Arc<Segment>> = self
             .segments
@@ -125,11 +141,11 @@ impl Journal {
 
     /// Lets the next record go to a new segment, if all of this one's payload is unneeded and
     /// deleting it is worth the trouble.
-    fn close_idle(&self) {
+    fn close_idle(&self, bytes_min: u64) {
         let mut tail = self.tail.lock();
         let idle = tail.active.as_ref().is_some_and(|segment| {
             segment.live.load(Ordering::Acquire) == 0
-                && segment.bytes.load(Ordering::Relaxed) >= self.options.segment_bytes / 4
+                && segment.bytes.load(Ordering::Relaxed) >= bytes_min
         });
         if idle {
             tail.active = None;

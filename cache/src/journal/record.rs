@@ -54,7 +54,8 @@ pub struct Base {
 pub enum Record {
     /// Data was written.
     Write(WriteHeader),
-    /// What the server's copy was like when the file became dirty, or after our own change of it.
+    /// What the server's copy was like when the file became dirty, or after our own change of it,
+    /// with no WRITE of ours under way: an earlier Sending is over.
     Base {
         /// The file.
         handle: FileHandle,

@@ -35,7 +35,10 @@ impl FileState {
     pub fn apply(&mut self, record: &Record) {
         match record {
             Record::Write(_) | Record::Barrier { .. } => {}
-            Record::Base { base, .. } => self.base = Some(*base),
+            Record::Base { base, .. } => {
+                self.base = Some(*base);
+                self.sending_up_to = None;
+            }
             Record::Sending { up_to_seq, .. } => {
                 self.sending_up_to = self.sending_up_to.max(Some(*up_to_seq));
             }

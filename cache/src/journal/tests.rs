@@ -4,6 +4,12 @@ use gridvfs_vfs::Time;
 
 use super::*;
 
+mod figures;
+mod flips;
+mod kills;
+mod model;
+mod owner;
+
 fn handle(number: u8) -> FileHandle {
     FileHandle::new(&[number; 28]).unwrap()
 }
@@ -19,6 +25,11 @@ fn small() -> JournalOptions {
 
 type Files = HashMap<FileHandle, RecoveredFile>;
 
+/// In memory where possible: these tests sync often.
+fn tempdir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 fn reopen(dir: &std::path::Path, options: JournalOptions) -> (Journal, Files, Vec<Damage>) {
     let mut rebuild = Rebuild::new();
     let mut damages = Vec::new();
@@ -33,7 +44,7 @@ fn reopen(dir: &std::path::Path, options: JournalOptions) -> (Journal, Files, Ve
 
 #[test]
 fn what_is_appended_is_read_and_replayed() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let (journal, files, _) = reopen(dir.path(), small());
     assert!(files.is_empty());
     let data: Vec<u8> = (0..10_000u32).map(|i| i as u8 ^ (i >> 8) as u8).collect();
@@ -52,4 +63,231 @@ fn what_is_appended_is_read_and_replayed() {
     let extent = file.dirty.oldest(0, u64::MAX)[0];
     assert_eq!((extent.start, extent.len, extent.seq, extent.place), (500, 10_000, 1, place));
     assert_eq!(journal.append_write(&write(1, 0, 0), b"x").unwrap().0, 2);
+}
+
+#[test]
+fn a_failed_append_leaves_nothing_and_harms_nothing() {
+    let dir = tempdir();
+    let (journal, _, _) = reopen(dir.path(), small());
+    let (_, before) = journal.append_write(&write(1, 0, 0), &[1; 3000]).unwrap();
+    let used = journal.used_bytes();
+    for bytes in [0, 50, 200, 1000, 2000] {
+        *journal.fail_after.lock() = Some(bytes);
+        let error = journal.append_write(&write(1, 100, 0), &[2; 1500]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert_eq!((journal.used_bytes(), journal.live_bytes()), (used, 3000));
+    }
+    let (seq, after) = journal.append_write(&write(1, 200, 0), &[3; 1500]).unwrap();
+    assert_eq!(seq, 2);
+    assert_eq!(u64::from(after.at), (u64::from(before.at) + 3000).next_multiple_of(8) + 164);
+    drop(journal);
+    let (journal, files, damages) = reopen(dir.path(), small());
+    assert_eq!(damages, []);
+    assert_eq!(files[&handle(1)].dirty.bytes(), 3000);
+    assert_eq!(journal.live_bytes(), 3000);
+}
+
+#[test]
+fn records_are_what_they_were() {
+    let dir = tempdir();
+    let handle = handle(3);
+    let time = Time { seconds: -5, nanoseconds: 999_999_999 };
+    let base =
+        Base { size: u64::MAX, mtime: time, ctime: Time { seconds: 1 << 40, ..time }, key: 5 };
+    let some = Some(time);
+    let records = vec![
+        Record::Base { handle, base },
+        Record::Sending { handle, up_to_seq: 77 },
+        Record::Sent { handle, up_to_seq: 5, start: 9, end: 11, base: Some(base) },
+        Record::Sent { handle, up_to_seq: 5, start: 0, end: u64::MAX, base: None },
+        Record::Barrier { handle },
+        Record::CutIntent { handle, size: 1 << 50 },
+        Record::Cut { handle, size: 4, base: Some(base) },
+        Record::Cut { handle, size: 4, base: None },
+        Record::RemoveIntent { handle },
+        Record::Removed { handle },
+        Record::Abandoned { handle },
+        Record::Times { handle, atime: some, mtime: None },
+        Record::Times { handle, atime: None, mtime: some },
+        Record::Conflict { handle, kind: 200 },
+        Record::Resolved { handle },
+        Record::Path { handle, path: b"/a/b\xff".to_vec() },
+        Record::Path { handle, path: vec![7; PATH_BYTES_MAX] },
+        Record::Path { handle: FileHandle::new(&[]).unwrap(), path: vec![] },
+    ];
+    let (journal, _, _) = reopen(dir.path(), small());
+    for record in &records {
+        journal.append(record).unwrap();
+    }
+    let path = vec![7; PATH_BYTES_MAX + 1];
+    assert!(journal.append(&Record::Path { handle, path }).is_err());
+    drop(journal);
+    let mut read = Vec::new();
+    Journal::open(dir.path(), small(), &mut |replayed| match replayed {
+        Replayed::Record { record, .. } => read.push(record),
+        Replayed::Damaged(damage) => panic!("{damage:?}"),
+    })
+    .unwrap();
+    assert_eq!(read, records);
+}
+
+#[test]
+fn an_unknown_version_is_refused_and_nothing_touched() {
+    let dir = tempdir();
+    let (journal, _, _) = reopen(dir.path(), small());
+    journal.append_write(&write(1, 0, 0), b"data").unwrap();
+    drop(journal);
+    let path = dir.path().join("00000001.log");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[8] = 2;
+    let sum = format::checksum(&bytes[..48]);
+    bytes[48..52].copy_from_slice(&sum.to_le_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    let error = Journal::open(dir.path(), small(), &mut |_| panic!("replayed")).unwrap_err();
+    assert!(matches!(error, JournalError::Version { version: 2, .. }), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+}
+
+#[test]
+fn two_at_once_and_foreign_segments_are_refused() {
+    let (one, two) = (tempdir(), tempdir());
+    let (journal, _, _) = reopen(one.path(), small());
+    journal.append_write(&write(1, 0, 0), b"data").unwrap();
+    let error = Journal::open(one.path(), small(), &mut |_| {}).unwrap_err();
+    assert!(matches!(error, JournalError::Busy(_)), "{error}");
+    let (other, _, _) = reopen(two.path(), small());
+    other.append_write(&write(1, 0, 0), b"data").unwrap();
+    drop((journal, other));
+    std::fs::copy(two.path().join("00000001.log"), one.path().join("00000002.log")).unwrap();
+    let error = Journal::open(one.path(), small(), &mut |_| {}).unwrap_err();
+    assert!(matches!(error, JournalError::Foreign(_)), "{error}");
+}
+
+#[test]
+fn syncs_are_shared() {
+    let dir = tempdir();
+    let (journal, _, _) = reopen(dir.path(), JournalOptions::default());
+    let journal = &journal;
+    std::thread::scope(|scope| {
+        for file in 0..8 {
+            scope.spawn(move || {
+                for i in 0..50 {
+                    journal.append_write(&write(file, i * 10, 0), &[1; 10]).unwrap();
+                    journal.sync().unwrap();
+                }
+            });
+        }
+    });
+    let counters = journal.counters();
+    assert_eq!(counters.syncs_asked.load(Ordering::Relaxed), 400);
+    assert!(counters.syncs.load(Ordering::Relaxed) <= 400);
+    assert_eq!(journal.durable.load(Ordering::Relaxed), 400);
+    // Nothing new: nothing to do.
+    let before = counters.syncs.load(Ordering::Relaxed);
+    journal.sync().unwrap();
+    assert_eq!(counters.syncs.load(Ordering::Relaxed), before);
+}
+
+#[test]
+fn the_first_sync_covers_what_an_earlier_process_left() {
+    let dir = tempdir();
+    let (journal, _, _) = reopen(dir.path(), small());
+    for i in 0..6 {
+        journal.append_write(&write(1, i * 3000, 0), &[1; 3000]).unwrap();
+    }
+    let segments = journal.segments().len();
+    drop(journal);
+    let (journal, _, _) = reopen(dir.path(), small());
+    assert_eq!(journal.tail.lock().unsynced.len(), segments);
+    journal.sync().unwrap();
+    assert!(journal.tail.lock().unsynced.is_empty());
+    assert_eq!(journal.counters().syncs.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn after_a_failed_sync_nothing_is_promised() {
+    let dir = tempdir();
+    let (mut journal, _, _) = reopen(dir.path(), small());
+    let (_, place) = journal.append_write(&write(1, 0, 0), b"data").unwrap();
+    // A descriptor that cannot be synced.
+    let (pipe, _other) = nix::unistd::pipe().unwrap();
+    let pipe = Segment::new(9, PathBuf::new(), pipe.into(), 0);
+    journal.tail.get_mut().unsynced.push(Arc::new(pipe));
+    assert!(journal.sync().is_err());
+    assert!(journal.sync().is_err());
+    assert!(journal.append_write(&write(1, 0, 0), b"more").is_err());
+    assert!(journal.reclaim(&mut |_| Ok(())).is_ok(), "nothing to delete, nothing to sync");
+    let mut out = [0; 4];
+    journal.read(&place, 0, &mut out).unwrap();
+    assert_eq!(&out, b"data");
+}
+
+#[test]
+fn an_idle_segment_is_given_back() {
+    let dir = tempdir();
+    let (journal, _, _) = reopen(dir.path(), small());
+    let (up_to_seq, place) = journal.append_write(&write(1, 0, 0), &[1; 3000]).unwrap();
+    assert_eq!(journal.reclaim(&mut |_| Ok(())).unwrap(), 0);
+    let handle = handle(1);
+    let sent = Record::Sent { handle, up_to_seq, start: 0, end: u64::MAX, base: None };
+    journal.append(&sent).unwrap();
+    journal.release(&place, 3000);
+    let used = journal.used_bytes();
+    assert_eq!(journal.reclaim(&mut |_| Ok(())).unwrap(), used);
+    assert_eq!((journal.used_bytes(), journal.segments().len()), (0, 0));
+    assert!(matches!(journal.read(&place, 0, &mut [0]), Err(ReadError::Gone(1))));
+    let (seq, _) = journal.append_write(&write(1, 0, 0), &[1; 3000]).unwrap();
+    assert_eq!(seq, 3);
+    drop(journal);
+    let (_, files, damages) = reopen(dir.path(), small());
+    assert_eq!((files.len(), damages.len()), (1, 0));
+}
+
+#[test]
+fn many_threads_at_once() {
+    let dir = tempdir();
+    let (journal, _, _) = reopen(dir.path(), small());
+    let done = AtomicBool::new(false);
+    let (journal, done) = (&journal, &done);
+    std::thread::scope(|scope| {
+        let reclaimer = scope.spawn(move || {
+            let mut freed = 0;
+            while !done.load(Ordering::Relaxed) {
+                freed += journal.reclaim(&mut |_| Ok(())).unwrap();
+                std::thread::yield_now();
+            }
+            freed
+        });
+        let writers: Vec<_> = (0..4u8)
+            .map(|file| {
+                scope.spawn(move || {
+                    let mut dirty = crate::dirty::Dirty::new();
+                    for i in 0..300u64 {
+                        let value = [file ^ i as u8; 700];
+                        let at = i * 37 % 50 * 500;
+                        let (seq, place) =
+                            journal.append_write(&write(file, at, 0), &value).unwrap();
+                        journal.release_all(&dirty.insert(at, 700, seq, place));
+                        let mut out = [0; 300];
+                        journal.read(&place, 200, &mut out).unwrap();
+                        assert_eq!(out, value[..300]);
+                        if i % 20 == 19 {
+                            let handle = handle(file);
+                            let (start, end) = (0, u64::MAX);
+                            let sent =
+                                Record::Sent { handle, up_to_seq: seq, start, end, base: None };
+                            journal.append(&sent).unwrap();
+                            journal.release_all(&dirty.clear_sent(seq, start, end));
+                        }
+                    }
+                })
+            })
+            .collect();
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        done.store(true, Ordering::Relaxed);
+        assert!(reclaimer.join().unwrap() > 0);
+    });
+    assert_eq!(journal.live_bytes(), 0);
+    journal.reclaim(&mut |_| Ok(())).unwrap();
+    assert!(journal.used_bytes() < 8192);
 }

@@ -1,6 +1,7 @@
 //! The settings of a block store, and the numbers that follow from them.
 //!
-//! Default: 8 GiB / (16 ways * 64 KiB) = 8192 sets in 512 banks of 16 sets (16 MiB each). 100 GiB:
+//! Default: 8 GiB / (16 ways * 64 KiB) = 8192 sets; 512 banks of 16 MiB, each a way of 256
+//! consecutive sets, so that 16 MiB of a file can lie in one piece. 100 GiB:
 //! 102,400 sets, 1.6 million frames; their heads take 31 MiB and their checksums 100 MiB of the
 //! tags file, of which only what is used is ever in memory.
 
@@ -71,7 +72,7 @@ pub(super) struct Layout {
     pub ways: u32,
     pub sets: u32,
     pub banks: u32,
-    pub sets_per_bank: u32,
+    pub slots_per_bank: u64,
     /// Bytes of a set's words, keys and stamps in the tags file.
     pub head_bytes: usize,
     pub sums_at: usize,
@@ -85,7 +86,8 @@ impl Layout {
     pub fn new(geometry: &Geometry) -> Self {
         let Geometry { size_bytes, banks, ways, frame_bytes } = *geometry;
         let sets = (size_bytes / (u64::from(ways) * u64::from(frame_bytes))) as u32;
-        let sets_per_bank = sets.div_ceil(banks);
+        let frames = u64::from(sets) * u64::from(ways);
+        let slots_per_bank = frames.div_ceil(banks.into());
         let blocks = frame_bytes / BLOCK_BYTES as u32;
         // A whole number of cache lines, so that a set shares none with its neighbours.
         let head_bytes = (ways as usize * (8 + 8 + 2)).next_multiple_of(64);
@@ -97,8 +99,8 @@ impl Layout {
             blocks,
             ways,
             sets,
-            banks: sets.div_ceil(sets_per_bank),
-            sets_per_bank,
+            banks: frames.div_ceil(slots_per_bank) as u32,
+            slots_per_bank,
             head_bytes,
             sums_at,
             tags_bytes: (sums_at + sums_bytes).next_multiple_of(4096),
@@ -116,22 +118,34 @@ impl Layout {
         ((start + u64::from(frame)) % u64::from(self.sets)) as u32
     }
 
+    /// Returns the number of a frame's slot: all sets of the first way, then all of the second. So
+    /// a file that has one way of consecutive sets is contiguous, and a small one is in few banks.
     #[inline]
-    pub fn bank(&self, set: u32) -> u32 {
-        set / self.sets_per_bank
+    fn slot(&self, set: u32, way: u32) -> u64 {
+        u64::from(way) * u64::from(self.sets) + u64::from(set)
     }
 
-    /// Returns where a frame begins in its bank file. The sets of one way are side by side, so
-    /// that a file in one way of consecutive sets is contiguous.
+    #[inline]
+    pub fn bank(&self, set: u32, way: u32) -> u32 {
+        (self.slot(set, way) / self.slots_per_bank) as u32
+    }
+
+    /// Returns where a frame begins in its bank file.
     #[inline]
     pub fn bank_offset(&self, set: u32, way: u32) -> u64 {
-        let slot =
-            u64::from(way) * u64::from(self.sets_per_bank) + u64::from(set % self.sets_per_bank);
-        slot << self.frame_shift
+        (self.slot(set, way) % self.slots_per_bank) << self.frame_shift
+    }
+
+    /// Returns the sets and ways of a bank, in the order of its file.
+    pub fn slots_of(&self, bank: u32) -> impl Iterator<Item = (u32, u32)> + use<> {
+        let (sets, frames) = (u64::from(self.sets), self.frames());
+        let first = u64::from(bank) * self.slots_per_bank;
+        (first..(first + self.slots_per_bank).min(frames))
+            .map(move |slot| ((slot % sets) as u32, (slot / sets) as u32))
     }
 
     pub fn bank_bytes(&self) -> u64 {
-        (u64::from(self.ways) * u64::from(self.sets_per_bank)) << self.frame_shift
+        self.slots_per_bank << self.frame_shift
     }
 
     /// Returns the frame number of a file offset; none past the largest (2^32 frames).

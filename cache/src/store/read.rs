@@ -69,14 +69,14 @@ impl Store {
         let mut stop = start + u64::from(blocks) * BLOCK;
 
         // On into the next sets of the bank, if the file has the same way there.
-        let bank = self.layout.bank(set);
+        let bank = self.layout.bank(set, way);
         let (mut next_set, mut next_frame) = (set, frame);
         let mut filled = first + blocks == self.layout.blocks;
         while filled && stop < end {
             next_set += 1;
             let Some(number) = next_frame.checked_add(1) else { break };
             next_frame = number;
-            if next_set == self.layout.sets || self.layout.bank(next_set) != bank {
+            if next_set == self.layout.sets || self.layout.bank(next_set, way) != bank {
                 break;
             }
             let Some(valid) = self.tags.holds(next_set, way, key, next_frame) else { break };
@@ -92,8 +92,8 @@ impl Store {
 
     /// Reads and checks a run; returns how many leading bytes of it are right.
     fn read_run(&self, key: FileKey, at: u64, run: &Run, out: &mut [u8]) -> usize {
-        let Ok(file) = self.banks.file(self.layout.bank(run.set), false) else {
-            return self.without_bank(key, at, run.set);
+        let Ok(file) = self.banks.file(self.layout.bank(run.set, run.way), false) else {
+            return self.without_bank(key, at, run);
         };
         let skip = (at % BLOCK) as usize;
         let place =
@@ -101,6 +101,8 @@ impl Store {
         if skip != 0 || !out.len().is_multiple_of(BLOCK_BYTES) {
             return self.read_ragged(key, at, run, file, place, out);
         }
+        // Needed as soon as the data is there, and rarely in a cache of the CPU's by itself.
+        self.tags.prefetch_sums(run.set, run.way);
         // An error, or an end of the file, is data that does not fit.
         let _ = file.read_exact_at(out, place);
         for (i, data) in out.chunks_exact_mut(BLOCK_BYTES).enumerate() {
@@ -238,7 +240,7 @@ impl Store {
         let block = self.layout.block(number * BLOCK);
         let place = self.layout.bank_offset(set, way) + u64::from(block) * BLOCK;
         self.banks
-            .file(self.layout.bank(set), false)
+            .file(self.layout.bank(set, way), false)
             .is_ok_and(|file| file.read_exact_at(out, place).is_ok())
             && self.tags.sums(set, way)[block as usize].load(Acquire) == checksum(key, number, out)
     }
@@ -252,17 +254,17 @@ impl Store {
     /// What a read has of a bank file that cannot be opened: nothing. If the file is gone, the
     /// block is bad.
     #[cold]
-    fn without_bank(&self, key: FileKey, at: u64, set: u32) -> usize {
-        if self.within_reach(set) {
+    fn without_bank(&self, key: FileKey, at: u64, run: &Run) -> usize {
+        if self.within_reach(run.set, run.way) {
             self.read_block(key, at / BLOCK, &mut [0; BLOCK_BYTES]);
         }
         0
     }
 
-    /// Says whether a set's bank file can be read, or is known to be gone. Without a free
+    /// Says whether a frame's bank file can be read, or is known to be gone. Without a free
     /// descriptor, nothing can be said of its blocks.
-    pub(super) fn within_reach(&self, set: u32) -> bool {
-        match self.banks.file(self.layout.bank(set), false) {
+    pub(super) fn within_reach(&self, set: u32, way: u32) -> bool {
+        match self.banks.file(self.layout.bank(set, way), false) {
             Ok(_) => true,
             Err(error) => error.kind() == io::ErrorKind::NotFound,
         }

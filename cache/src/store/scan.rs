@@ -151,7 +151,7 @@ impl Store {
             for block in (0..self.layout.blocks).filter(|block| valid & mask(*block, 1) != 0) {
                 let offset =
                     (u64::from(frame) << self.layout.frame_shift) + u64::from(block) * BLOCK;
-                if !self.within_reach(set) {
+                if !self.within_reach(set, way) {
                     continue;
                 }
                 report.blocks += 1;
@@ -224,29 +224,29 @@ impl Store {
     /// Drops the frames that are chosen (by set, way and valid bits) and punches their holes, until
     /// enough is free.
     fn punch(&self, bytes: u64, freed: &mut u64, choose: impl Fn(u32, u32, u32) -> bool) {
-        let per_bank = self.layout.sets_per_bank;
         for bank in 0..self.banks.count() {
             if self.banks.disk_bytes(bank) == 0 {
                 continue;
             }
-            let sets = bank * per_bank..((bank + 1) * per_bank).min(self.layout.sets);
-            for set in sets {
+            for (set, way) in self.layout.slots_of(bank) {
+                let word = &self.tags.words(set)[way as usize];
+                let valid = || self.tags.split(word.load(Acquire)).1;
+                if !choose(set, way, valid()) {
+                    continue;
+                }
                 let _guard = self.lock(set);
-                for way in 0..self.layout.ways {
-                    let word = &self.tags.words(set)[way as usize];
-                    let (_, valid) = self.tags.split(word.load(Acquire));
-                    if !choose(set, way, valid) {
-                        continue;
-                    }
-                    if valid != 0 {
-                        word.store(0, Release);
-                        self.counters.evicted.fetch_add(1, Relaxed);
-                    }
-                    let place = self.layout.bank_offset(set, way);
-                    *freed += self.banks.punch(bank, place, self.layout.frame_bytes);
-                    if *freed >= bytes {
-                        return;
-                    }
+                let valid = valid();
+                if !choose(set, way, valid) {
+                    continue;
+                }
+                if valid != 0 {
+                    word.store(0, Release);
+                    self.counters.evicted.fetch_add(1, Relaxed);
+                }
+                let place = self.layout.bank_offset(set, way);
+                *freed += self.banks.punch(bank, place, self.layout.frame_bytes);
+                if *freed >= bytes {
+                    return;
                 }
             }
         }

@@ -21,6 +21,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 
+use super::crash;
 use super::geometry::{HEADER_BYTES, Layout, mask};
 use super::{FileKey, Geometry, StoreError};
 
@@ -140,6 +141,19 @@ impl Tags {
         unsafe { self.atomics(self.layout.sums_at + frame * blocks * 4, blocks) }
     }
 
+    /// Has the CPU fetch the checksums of a frame.
+    #[inline]
+    pub fn prefetch_sums(&self, set: u32, way: u32) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: SSE, which every x86-64 has; a hint may name any address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.sums(set, way).as_ptr().cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (set, way);
+    }
+
     /// Splits a word into the frame number and the valid bits. Whatever a torn or flipped word
     /// says, there are no more bits than blocks.
     #[inline]
@@ -229,7 +243,9 @@ impl Tags {
         let word = &self.words(set)[way as usize];
         // In this order, so that a writer killed in between leaves a frame without valid blocks.
         word.store(0, Release);
+        crash::point(crash::FRAME_AFTER_EVICT);
         self.keys(set)[way as usize].store(key.0, Release);
+        crash::point(crash::FRAME_AFTER_KEY);
         word.store(u64::from(frame) << 32, Release);
         self.installs().fetch_add(1, Relaxed);
         self.touch(set, way);

@@ -1,5 +1,6 @@
 //! Tests of the block store, by what they are about.
 
+mod crashing;
 mod damage;
 mod full;
 mod model;
@@ -78,8 +79,9 @@ fn a_file_in_order_lies_in_few_places() {
         let ways: Vec<_> = (0..32)
             .map(|frame| {
                 let set = store.layout.set(key, frame);
-                store.layout.bank_offset(set, store.tags.find(set, key, frame).unwrap().0)
-                    + u64::from(store.layout.bank(set)) * store.layout.bank_bytes()
+                let way = store.tags.find(set, key, frame).unwrap().0;
+                store.layout.bank_offset(set, way)
+                    + u64::from(store.layout.bank(set, way)) * store.layout.bank_bytes()
             })
             .collect();
         ways.windows(2).filter(|pair| pair[1] != pair[0] + (64 << 10)).count() + 1

@@ -7,6 +7,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
+use super::crash;
 use super::geometry::{BLOCK_BYTES, mask};
 use super::locks::{Locks, SetGuard};
 use super::sum::checksum;
@@ -29,11 +30,11 @@ struct Cursor<'a> {
 impl Store {
     /// Stores whole blocks.
     ///
-    /// `offset` is a multiple of 4096; a last block that is not whole is filled up with zeros, which
-    /// is right if it ends the file.
+    /// `offset` is a multiple of 4096; a last block that is not whole is filled up with zeros,
+    /// which is right if it ends the file.
     ///
     /// # Errors
-    /// [`StoreError::NoSpace`], [`StoreError::Io`]: each block is then stored or missing, never old.
+    /// [`StoreError::NoSpace`], [`StoreError::Io`]: each block is stored or missing, never old.
     /// [`StoreError::Pinned`]: as many as could be were stored, the others are missing.
     pub fn put(&self, key: FileKey, offset: u64, data: &[u8]) -> Result<(), StoreError> {
         assert!(offset.is_multiple_of(BLOCK), "put at {offset}, not a block border");
@@ -58,18 +59,21 @@ impl Store {
         let end = offset.saturating_add(data.len() as u64);
         let mut cursor = Cursor { key, frame: 0, set: 0, way: None, hint: None, guard: None };
         let mut outcome = Ok(());
-        for number in self.layout.frames_of(offset, end) {
-            let from = offset.max(number << self.layout.frame_shift);
-            let to = end.min((number + 1) << self.layout.frame_shift);
-            let part = &data[(from - offset) as usize..(to - offset) as usize];
-            self.enter(&mut cursor, number as u32);
-            match self.patch_frame(&mut cursor, from, part, eof && to == end) {
-                Ok(()) => {}
+        let mut at = offset;
+        while at < end {
+            let Some(frame) = self.layout.frame(at) else { break };
+            self.enter(&mut cursor, frame);
+            let rest = &data[(at - offset) as usize..];
+            at += match self.patch_some(&mut cursor, at, rest, eof) {
+                Ok(done) => done as u64,
                 // Nothing of this frame is held, so nothing old is.
-                Err(StoreError::Pinned) => outcome = Err(StoreError::Pinned),
+                Err(StoreError::Pinned) => {
+                    outcome = Err(StoreError::Pinned);
+                    (self.layout.frame_bytes - at % self.layout.frame_bytes).min(end - at)
+                }
                 Err(error) => {
                     drop(cursor);
-                    self.cut(key, from, end);
+                    self.cut(key, at, end);
                     return Err(error);
                 }
             }
@@ -98,30 +102,63 @@ impl Store {
         cursor.way = self.tags.find_only(cursor.set, cursor.key, frame);
     }
 
-    /// Patches within the frame that the cursor is at.
-    fn patch_frame(
+    /// Patches a part of a block, or a run of whole blocks, at the frame that the cursor is at.
+    /// Returns how many bytes of the data that was.
+    fn patch_some(
         &self,
         cursor: &mut Cursor<'_>,
-        from: u64,
+        at: u64,
         data: &[u8],
         eof: bool,
-    ) -> Result<(), StoreError> {
-        // Up to the first block border, whole blocks, and from the last border on.
-        let to = from + data.len() as u64;
-        let first = from.next_multiple_of(BLOCK).min(to);
-        let last = if eof { to } else { (to / BLOCK * BLOCK).max(first) };
-        let (head, rest) = data.split_at((first - from) as usize);
-        let (whole, tail) = rest.split_at((last - first) as usize);
-        self.merge(cursor, from, head)?;
-        if !whole.is_empty() {
-            let way = match cursor.way {
-                Some(way) => way,
-                None => self.claim(cursor)?,
-            };
-            cursor.way = Some(way);
-            self.write_blocks(cursor, way, first, whole)?;
+    ) -> Result<usize, StoreError> {
+        let to_border = BLOCK_BYTES - (at % BLOCK) as usize;
+        if to_border < BLOCK_BYTES || (data.len() < BLOCK_BYTES && !eof) {
+            let part = &data[..data.len().min(to_border)];
+            self.merge(cursor, at, part)?;
+            return Ok(part.len());
         }
-        self.merge(cursor, last, tail)
+        let data = if eof { data } else { &data[..data.len() / BLOCK_BYTES * BLOCK_BYTES] };
+        let way = match cursor.way {
+            Some(way) => way,
+            None => self.claim(cursor.key, cursor.set, cursor.frame, cursor.hint)?,
+        };
+        cursor.way = Some(way);
+        let run = &data[..self.run_length(cursor, way, at, data.len())];
+        self.write_blocks(cursor.key, cursor.set, way, at, run)?;
+        Ok(run.len())
+    }
+
+    /// Says how much of `length` bytes can be written at once: on into the next sets of the bank,
+    /// as long as the same lock holds for them and the file has, or gets, the same way there.
+    fn run_length(&self, cursor: &Cursor<'_>, way: u32, at: u64, length: usize) -> usize {
+        let frame_bytes = self.layout.frame_bytes;
+        let mut run = (frame_bytes - at % frame_bytes) as usize;
+        let (mut set, mut frame) = (cursor.set, cursor.frame);
+        let (stripe, bank) = (Locks::stripe(set), self.layout.bank(set, way));
+        while run < length {
+            set += 1;
+            let Some(next) = frame.checked_add(1) else { break };
+            frame = next;
+            if set == self.layout.sets
+                || Locks::stripe(set) != stripe
+                || self.layout.bank(set, way) != bank
+            {
+                break;
+            }
+            let next = match self.tags.find_only(set, cursor.key, frame) {
+                Some(way) => way,
+                // What is claimed here in vain is a free way, and taken when its turn comes.
+                None => match self.claim(cursor.key, set, frame, Some(way)) {
+                    Ok(way) => way,
+                    Err(_) => break,
+                },
+            };
+            if next != way {
+                break;
+            }
+            run += frame_bytes as usize;
+        }
+        run.min(length)
     }
 
     /// Changes a part of a block if the block is held.
@@ -139,12 +176,18 @@ impl Store {
         }
         let skip = (from % BLOCK) as usize;
         whole[skip..skip + data.len()].copy_from_slice(data);
-        self.write_blocks(cursor, way, from / BLOCK * BLOCK, &whole)
+        self.write_blocks(cursor.key, cursor.set, way, from / BLOCK * BLOCK, &whole)
     }
 
     /// Finds a way for a frame that has none: a free one, else the one that was used longest ago.
-    fn claim(&self, cursor: &Cursor<'_>) -> Result<u32, StoreError> {
-        let (set, hint) = (cursor.set, cursor.hint);
+    /// `hint` is better than its equals.
+    fn claim(
+        &self,
+        key: FileKey,
+        set: u32,
+        frame: u32,
+        hint: Option<u32>,
+    ) -> Result<u32, StoreError> {
         let words = self.tags.words(set);
         let free = |way: u32| self.tags.split(words[way as usize].load(Relaxed)).1 == 0;
         let ways = 0..self.layout.ways;
@@ -164,42 +207,67 @@ impl Store {
                 way
             }
         };
-        self.tags.install(set, way, cursor.key, cursor.frame);
+        self.tags.install(set, way, key, frame);
         Ok(way)
     }
 
-    /// Writes blocks of a frame, of which the last may end early.
+    /// Writes blocks that lie side by side in one way of consecutive sets, of which the caller
+    /// holds the lock. The last may end early.
     fn write_blocks(
         &self,
-        cursor: &Cursor<'_>,
+        key: FileKey,
+        set: u32,
         way: u32,
         from: u64,
         data: &[u8],
     ) -> Result<(), StoreError> {
-        let set = cursor.set;
-        let first = self.layout.block(from);
-        let count = data.len().div_ceil(BLOCK_BYTES) as u32;
-        let bank = self.layout.bank(set);
-        self.invalidate(set, way, mask(first, count));
-        let place = self.layout.bank_offset(set, way) + u64::from(first) * BLOCK;
-        self.banks.write(bank, place, data).map_err(|error| self.failed(bank, error))?;
-
-        let sums = &self.tags.sums(set, way)[first as usize..];
-        for (i, (sum, block)) in sums.iter().zip(data.chunks(BLOCK_BYTES)).enumerate() {
-            let number = from / BLOCK + i as u64;
-            let value = if block.len() == BLOCK_BYTES {
-                checksum(cursor.key, number, block)
-            } else {
-                let mut whole = [0; BLOCK_BYTES];
-                whole[..block.len()].copy_from_slice(block);
-                checksum(cursor.key, number, &whole)
-            };
-            sum.store(value, Release);
+        let bank = self.layout.bank(set, way);
+        let place = self.layout.bank_offset(set, way) + u64::from(self.layout.block(from)) * BLOCK;
+        for (set, first, part) in self.parts(set, from, data) {
+            let count = part.len().div_ceil(BLOCK_BYTES) as u32;
+            self.invalidate(set, way, mask(first, count));
         }
-        self.tags.words(set)[way as usize].fetch_or(mask(first, count).into(), Release);
-        self.tags.touch(set, way);
-        self.counters.stored_bytes.fetch_add(u64::from(count) * BLOCK, Relaxed);
+        crash::point(crash::BLOCKS_AFTER_INVALID);
+        self.banks.write(bank, place, data).map_err(|error| self.failed(bank, error))?;
+        crash::point(crash::BLOCKS_AFTER_DATA);
+
+        let mut number = from / BLOCK;
+        for (set, first, part) in self.parts(set, from, data) {
+            let sums = &self.tags.sums(set, way)[first as usize..];
+            for (sum, block) in sums.iter().zip(part.chunks(BLOCK_BYTES)) {
+                let value = if block.len() == BLOCK_BYTES {
+                    checksum(key, number, block)
+                } else {
+                    let mut whole = [0; BLOCK_BYTES];
+                    whole[..block.len()].copy_from_slice(block);
+                    checksum(key, number, &whole)
+                };
+                sum.store(value, Release);
+                number += 1;
+                crash::point(crash::BLOCKS_AFTER_SUM);
+            }
+            let count = part.len().div_ceil(BLOCK_BYTES) as u32;
+            self.tags.words(set)[way as usize].fetch_or(mask(first, count).into(), Release);
+            self.tags.touch(set, way);
+            self.counters.stored_bytes.fetch_add(u64::from(count) * BLOCK, Relaxed);
+        }
         Ok(())
+    }
+
+    /// Splits data at the borders of frames: the set, the first block, and the bytes of each part.
+    fn parts<'d>(
+        &self,
+        set: u32,
+        from: u64,
+        data: &'d [u8],
+    ) -> impl Iterator<Item = (u32, u32, &'d [u8])> + use<'d> {
+        let frame_bytes = self.layout.frame_bytes as usize;
+        let first = self.layout.block(from);
+        let (head, rest) =
+            data.split_at(data.len().min(frame_bytes - first as usize * BLOCK_BYTES));
+        let rest = rest.chunks(frame_bytes).enumerate();
+        std::iter::once((set, first, head))
+            .chain(rest.map(move |(i, part)| (set + 1 + i as u32, 0, part)))
     }
 
     fn failed(&self, bank: u32, error: io::Error) -> StoreError {
@@ -215,6 +283,9 @@ impl Store {
     /// Costs a lookup a frame of the range, at most a scan of the tags: give the file's (old) size
     /// as `to` where it is known.
     pub fn cut(&self, key: FileKey, from: u64, to: u64) {
+        if from >= to {
+            return;
+        }
         let from = from / BLOCK * BLOCK;
         let frames = self.layout.frames_of(from, to);
         if frames.end.saturating_sub(frames.start) <= u64::from(self.layout.sets) {

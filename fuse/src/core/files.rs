@@ -1,31 +1,37 @@
 //! Calls on files: open, read, write, attributes, space.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 use fuser::FileAttr;
 use gridvfs_vfs::{
-    Access, Allocation, Caller, Error, FileKind, Result, SeekWhence, SetAttr, Stability, Status,
-    Written,
+    Access, Allocation, Caller, Error, FileKind, Result, SeekWhence, SetAttr, SetTime, Stability,
+    Status, Written,
 };
+use tokio::sync::oneshot;
 
-use super::Core;
-use crate::inodes::Inode;
+use super::{Core, Invalidation, OpenFile, Opened};
+use crate::inodes::{Inode, KernelTime};
+use crate::passthrough::Wish;
 
 /// How often a read may bring nothing in the middle of a file before it is an error.
 const EMPTY_READS_MAX: u32 = 3;
 /// The bit that the kernel sets in the flags of an open for execve(2) (FMODE_EXEC).
 const OPEN_FOR_EXEC: i32 = 0x20;
+/// Who may write, of all that a mode says.
+const WRITE_BITS: u32 = 0o222;
 
 impl Core {
-    /// Opens. Returns the open's number, and whether what the kernel has cached is still good.
+    /// Opens.
     pub async fn open(
         self: &Arc<Self>,
         caller: &Caller,
         number: u64,
         flags: i32,
-    ) -> Result<(u64, bool)> {
+    ) -> Result<Opened> {
         let inode = self.inode(number)?;
+        let writes_back = self.writes_back.load(Ordering::Relaxed);
         let wanted = match flags & libc::O_ACCMODE {
             libc::O_WRONLY => Access::MODIFY | Access::EXTEND,
             libc::O_RDWR => Access::READ | Access::MODIFY | Access::EXTEND,
@@ -33,10 +39,13 @@ impl Core {
             _ => Access::READ,
         };
         // One round trip for permission and attributes, as close-to-open asks for.
-        let answer = self.vfs.access(caller, &inode.handle, Access(wanted)).await?;
+        // A page that is written in part is read first by a kernel that writes pages back.
+        let fills = if writes_back { Access::READ } else { 0 };
+        let answer = self.vfs.access(caller, &inode.handle, Access(wanted | fills)).await?;
         if answer.granted.0 & wanted != wanted {
             return Err(Status::ACCES.into());
         }
+        let direct = answer.granted.0 & fills != fills;
         let attr = match answer.attr {
             Some(attr) => attr,
             None => self.vfs.getattr(caller, &inode.handle).await?,
@@ -44,19 +53,39 @@ impl Core {
         let changed = inode.note_at_open(&attr);
         if changed {
             self.vfs.invalidate(&inode.handle);
+            inode.ways.outdate();
         }
-        let open = self.add_file(inode.clone(), caller);
+        let is_read_only = flags & libc::O_ACCMODE == libc::O_RDONLY;
+        let passthrough = is_read_only
+            && self.passthrough.load(Ordering::Relaxed)
+            && (self.options.read_only || attr.mode & WRITE_BITS == 0);
+        let wish = Wish { passthrough, direct: direct && !is_read_only };
+        let (open, file) = self.add_file(inode.clone(), caller, flags);
         if flags & libc::O_TRUNC != 0 && flags & libc::O_ACCMODE != libc::O_RDONLY {
             let empty = SetAttr { size: Some(0), ..SetAttr::default() };
             match self.vfs.setattr(caller, &inode.handle, &empty, None).await {
-                Ok(wcc) => inode.note_own(&wcc),
+                Ok(wcc) => {
+                    inode.note_own(&wcc);
+                    inode.ways.resized(0);
+                }
                 Err(error) => {
                     self.release(open);
                     return Err(error);
                 }
             }
         }
-        Ok((open, !changed))
+        Ok(Opened { number: open, file, keep: !changed, wish })
+    }
+
+    /// Reads for the kernel. Where the kernel writes pages back, it also reads by descriptors that
+    /// were opened to write: to fill the rest of a page, which its writer never gets to see.
+    pub async fn read_for(&self, file: &OpenFile, offset: u64, size: u32) -> Result<Bytes> {
+        let result = self.read(&file.caller, &file.inode, offset, size).await;
+        let refused = matches!(&result, Err(error) if error.status() == Status::ACCES);
+        if refused && file.access == libc::O_WRONLY {
+            return self.read(&Self::own_caller(), &file.inode, offset, size).await;
+        }
+        result
     }
 
     /// Reads exactly `size` bytes, or up to the end of the file.
@@ -99,7 +128,7 @@ impl Core {
         mut data: Bytes,
     ) -> Result<()> {
         inode.note_write();
-        let mut at = offset;
+        let (mut at, kept) = (offset, inode.ways.is_backed().then(|| data.clone()));
         loop {
             let whole = data.len();
             let answer =
@@ -109,6 +138,9 @@ impl Core {
             inode.note_write();
             let count = (count as usize).min(whole);
             if count == whole {
+                if let Some(data) = kept {
+                    inode.ways.written(offset, &data);
+                }
                 return Ok(());
             }
             if count == 0 {
@@ -119,12 +151,57 @@ impl Core {
         }
     }
 
+    /// Gives the server the modification time that the kernel shows, where the kernel itself sees
+    /// no need to: its data came later to the server than to it.
+    async fn settle_time(&self, caller: &Caller, inode: &Inode) {
+        if let Some(mtime) = inode.take_due_time() {
+            let changes = SetAttr { mtime: SetTime::To(mtime), ..SetAttr::default() };
+            if let Err(error) = self.setattr(caller, inode, &changes).await {
+                log::debug!("a time of writing could not be set: {error}");
+            }
+        }
+    }
+
     pub async fn flush(&self, caller: &Caller, inode: &Inode) -> Result<()> {
+        self.settle_time(caller, inode).await;
         self.vfs.flush(caller, &inode.handle).await
     }
 
     pub async fn fsync(&self, caller: &Caller, inode: &Inode) -> Result<()> {
+        self.settle_time(caller, inode).await;
         self.vfs.commit(caller, &inode.handle, 0, 0).await.map(drop)
+    }
+
+    /// SETATTR of a kernel that keeps size and times itself: the modification time may be of its
+    /// own making, and need not be the caller's to set.
+    pub async fn setattr_written_back(
+        &self,
+        callers: [&Caller; 2],
+        inode: &Inode,
+        changes: &SetAttr,
+    ) -> Result<FileAttr> {
+        let SetTime::To(mtime) = changes.mtime else {
+            return self.setattr(callers[0], inode, changes).await;
+        };
+        let kernel_time = inode.judge_kernel_mtime(mtime);
+        let rest = SetAttr { mtime: SetTime::Keep, ..*changes };
+        if rest == SetAttr::default() && kernel_time == KernelTime::Repeated {
+            return self.getattr(callers[0], inode).await;
+        }
+        let is_made_up = changes.size.is_some() || kernel_time == KernelTime::Written;
+        let mut result = self.setattr(callers[0], inode, changes).await;
+        let refused = |result: &Result<FileAttr>| matches!(result, Err(error) if matches!(error.status(), Status::PERM | Status::ACCES));
+        if is_made_up && refused(&result) && callers[0] != callers[1] {
+            result = self.setattr(callers[1], inode, changes).await;
+        }
+        // A writer that is not the owner may not set times; the server's own are as good.
+        if is_made_up && refused(&result) {
+            result = self.setattr(callers[0], inode, &rest).await;
+        }
+        if result.is_ok() {
+            inode.note_kernel_mtime(mtime);
+        }
+        result
     }
 
     pub async fn setattr(
@@ -133,7 +210,13 @@ impl Core {
         inode: &Inode,
         changes: &SetAttr,
     ) -> Result<FileAttr> {
+        if *changes == SetAttr::default() {
+            return self.getattr(caller, inode).await;
+        }
         let wcc = self.vfs.setattr(caller, &inode.handle, changes, None).await?;
+        if let Some(size) = changes.size {
+            inode.ways.resized(size);
+        }
         match wcc.after {
             Some(attr) => {
                 inode.note_own(&wcc);
@@ -177,6 +260,12 @@ impl Core {
         offset: u64,
         whence: SeekWhence,
     ) -> Result<u64> {
+        if self.writes_back.load(Ordering::Relaxed) && inode.has_writers() {
+            // The kernel does not write its pages back for this question; it does to drop them.
+            let (done, is_done) = oneshot::channel();
+            let _ = self.invalidations.send(Invalidation { number: inode.id, done: Some(done) });
+            let _ = is_done.await;
+        }
         match self.vfs.seek(caller, &inode.handle, offset, whence).await {
             Err(Error::Status(Status::NOTSUPP)) => {
                 let size = self.vfs.getattr(caller, &inode.handle).await?.size;
@@ -211,6 +300,7 @@ impl Core {
         inode.note_write();
         let wcc = self.vfs.allocate(caller, &inode.handle, offset, length, how).await?;
         inode.note_own(&wcc);
+        inode.ways.allocated(mode, offset, length);
         Ok(())
     }
 }

@@ -9,8 +9,9 @@ use gridvfs_vfs::{
     Verifier,
 };
 
-use super::{Core, Found};
+use super::{Core, Found, Opened};
 use crate::inodes::{Hidden, Inode};
+use crate::passthrough::Wish;
 use crate::silly::{is_silly, silly_name};
 
 /// How often the removal of a hidden file is tried while the server is busy or away.
@@ -57,7 +58,7 @@ impl Core {
         name: &[u8],
         mode: u32,
         flags: i32,
-    ) -> Result<(u64, FileAttr, bool)> {
+    ) -> Result<(Opened, FileAttr)> {
         self.check_name(name)?;
         let dir = self.dir(parent)?;
         let mode = mode & 0o7777;
@@ -82,8 +83,9 @@ impl Core {
             let created = self.vfs.create(caller, &dir, name, &how).await?;
             self.created(caller, &dir, name, created).await?
         };
-        let open = self.add_file(found.inode.clone(), caller);
-        Ok((open, found.attr, flags & libc::O_TRUNC == 0))
+        let (number, file) = self.add_file(found.inode.clone(), caller, flags);
+        let keep = flags & libc::O_TRUNC == 0;
+        Ok((Opened { number, file, keep, wish: Wish::default() }, found.attr))
     }
 
     pub async fn mknod(
@@ -228,11 +230,7 @@ impl Core {
 
     /// Removes a hidden file for good.
     pub async fn remove_hidden(&self, hidden: &Hidden) {
-        let own = Caller {
-            uid: nix::unistd::geteuid().as_raw(),
-            gid: nix::unistd::getegid().as_raw(),
-            groups: Vec::new(),
-        };
+        let own = Self::own_caller();
         for attempt in 0..REMOVALS_MAX {
             match self.vfs.remove(&own, &hidden.dir, &hidden.name).await {
                 Ok(_) | Err(Error::Status(Status::NOENT | Status::STALE)) => {

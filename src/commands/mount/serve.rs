@@ -72,6 +72,7 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
         negative_timeout: settings.negative_timeout.unwrap_or(life(Duration::ZERO)),
         allow_other: settings.allow_other,
         default_permissions: settings.default_permissions || settings.allow_other,
+        read_only: settings.read_only,
         ..SessionOptions::default()
     };
     let silly =

@@ -14,7 +14,7 @@ fn place(store: &Store, key: FileKey, number: u64) -> (PathBuf, u64) {
     let set = store.layout.set(key, frame);
     let way = store.tags.find(set, key, frame).unwrap().0;
     let at = u64::from(store.layout.block(offset)) * BLOCK_BYTES as u64;
-    (store.banks.path(store.layout.bank(set)), store.layout.bank_offset(set, way) + at)
+    (store.banks.path(store.layout.bank(set, way)), store.layout.bank_offset(set, way) + at)
 }
 
 #[test]
@@ -101,6 +101,57 @@ fn a_partial_change_of_a_bad_block_drops_it() {
     OpenOptions::new().write(true).open(path).unwrap().write_all_at(&[0; 9], at).unwrap();
     store.patch(KEY, 4000, &[1; 200], false).unwrap();
     assert_eq!(store.first_gap(KEY, 0, 8192), Some((4096, 8192)));
+}
+
+#[test]
+fn a_frame_that_is_held_twice_is_written_once_and_found() {
+    use std::sync::atomic::Ordering::Relaxed;
+    for patched in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), &small(), false).unwrap();
+        store.put(KEY, 0, &versioned(KEY, 0, 1)).unwrap();
+        let set = store.layout.set(KEY, 0);
+        let way = store.tags.find(set, KEY, 0).unwrap().0 as usize;
+        // A copy in another way, as tags and data of two times would show it.
+        let copy = (way + 1) % 4;
+        let (words, keys) = (store.tags.words(set), store.tags.keys(set));
+        words[copy].store(words[way].load(Relaxed), Relaxed);
+        keys[copy].store(KEY.0, Relaxed);
+        let sum = store.tags.sums(set, way as u32)[0].load(Relaxed);
+        store.tags.sums(set, copy as u32)[0].store(sum, Relaxed);
+        let place = store.layout.bank_offset(set, copy as u32);
+        let bank = store.layout.bank(set, copy as u32);
+        store.banks.write(bank, place, &versioned(KEY, 0, 1)).unwrap();
+
+        if patched {
+            store.patch(KEY, 0, &versioned(KEY, 0, 2), false).unwrap();
+            // The one that is found makes room: the other must not come forward.
+            words[store.tags.find(set, KEY, 0).unwrap().0 as usize].store(0, Relaxed);
+        } else {
+            store.cut(KEY, 0, 1);
+        }
+        assert_eq!(read_block(&store, KEY, 0), None);
+    }
+}
+
+#[test]
+fn valid_bits_of_blocks_that_a_frame_does_not_have_are_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), &small(), false).unwrap();
+    let data = filled(1, 65_536);
+    store.put(KEY, 0, &data).unwrap();
+    let set = store.layout.set(KEY, 0);
+    let way = store.tags.find(set, KEY, 0).unwrap().0;
+    let last = store.layout.sets - 1;
+    for (set, way) in [(set, way), (last, store.layout.ways - 1)] {
+        let word = &store.tags.words(set)[way as usize];
+        word.fetch_or(0xFFFF_0000, std::sync::atomic::Ordering::Relaxed);
+    }
+    let mut out = vec![0; 100_000];
+    assert_eq!(store.read(KEY, 0, &mut out), 65_536);
+    assert!(out[..65_536] == data);
+    assert_eq!(store.usage().blocks, 16);
+    assert_eq!(store.verify(&mut |_, _| {}).blocks, 16);
 }
 
 /// How a piece of the tags came out of a power loss.

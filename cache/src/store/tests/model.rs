@@ -25,10 +25,11 @@ enum Op {
 fn op() -> impl Strategy<Value = Op> {
     let bytes = BLOCKS * BLOCK;
     let key = || 1..4u64;
+    let lengths = || prop_oneof![1..9000usize, 1..90_000usize];
     prop_oneof![
         4 => (key(), 0..BLOCKS, 1..90_000usize, any::<u64>())
             .prop_map(|(key, block, length, seed)| Op::Put { key, block, length, seed }),
-        6 => (key(), 0..bytes, prop_oneof![1..9000usize, 1..90_000usize], any::<u64>(), any::<bool>())
+        6 => (key(), 0..bytes, lengths(), any::<u64>(), any::<bool>())
             .prop_map(|(key, offset, length, seed, eof)| {
                 Op::Patch { key, offset, length, seed, eof }
             }),

@@ -1,0 +1,5 @@
+//! The disk cache over a local directory that plays the state server.
+
+mod model;
+mod policy;
+mod world;

@@ -1,0 +1,344 @@
+//! A state server (a directory, behind a layer that can be slow, cut or full) and a cache over it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use gridvfs_cache::disk::{AtEnd, Consistency, DiskOptions, Policy, Settings};
+use gridvfs_cache::store::Geometry;
+use gridvfs_cache::{BufferLayer, BufferOptions, DiskCache};
+use gridvfs_proxy::local_dir::{LocalDir, LocalDirOptions};
+use gridvfs_vfs::*;
+use tokio::runtime::Runtime;
+
+/// The far side: counts calls, and fails as it is told.
+pub struct Far {
+    inner: LocalDir,
+    pub calls: AtomicU64,
+    pub reads: AtomicU64,
+    pub written_bytes: AtomicU64,
+    pub setattrs: AtomicU64,
+    /// Nothing is answered while this is set.
+    pub cut: AtomicBool,
+    /// WRITEs fail with this status, if it is not 0.
+    pub refuse: AtomicU32,
+    pub delay_ms: AtomicU64,
+}
+
+impl Far {
+    async fn pass(&self) -> Result<()> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        let delay = self.delay_ms.load(Ordering::SeqCst);
+        if delay > 0 {
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+        }
+        while self.cut.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+}
+
+macro_rules! pass_on {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
+        #[async_trait]
+        impl Vfs for Far {
+            fn root(&self) -> FileHandle {
+                self.inner.root()
+            }
+            async fn write(
+                &self,
+                caller: &Caller,
+                file: &FileHandle,
+                offset: u64,
+                data: Bytes,
+                stable: Stability,
+            ) -> Result<Written> {
+                self.pass().await?;
+                let refuse = self.refuse.load(Ordering::SeqCst);
+                if refuse != 0 {
+                    return Err(Status(refuse).into());
+                }
+                self.written_bytes.fetch_add(data.len() as u64, Ordering::SeqCst);
+                self.inner.write(caller, file, offset, data, stable).await
+            }
+            async fn read(
+                &self,
+                caller: &Caller,
+                file: &FileHandle,
+                offset: u64,
+                count: u32,
+            ) -> Result<ReadData> {
+                self.reads.fetch_add(1, Ordering::SeqCst);
+                self.pass().await?;
+                self.inner.read(caller, file, offset, count).await
+            }
+            async fn setattr(
+                &self,
+                caller: &Caller,
+                file: &FileHandle,
+                changes: &SetAttr,
+                guard: Option<Time>,
+            ) -> Result<Wcc> {
+                self.setattrs.fetch_add(1, Ordering::SeqCst);
+                self.pass().await?;
+                self.inner.setattr(caller, file, changes, guard).await
+            }
+            $(async fn $name(&self, caller: &Caller $(, $arg: $type)*) -> Result<$result> {
+                self.pass().await?;
+                self.inner.$name(caller $(, $arg)*).await
+            })*
+        }
+    };
+}
+
+pass_on! {
+    getattr(file: &FileHandle) -> Attr;
+    lookup(dir: &FileHandle, name: &[u8]) -> Entry;
+    access(file: &FileHandle, wanted: Access) -> AccessGranted;
+    readlink(file: &FileHandle) -> Bytes;
+    create(dir: &FileHandle, name: &[u8], how: &CreateHow) -> Created;
+    mkdir(dir: &FileHandle, name: &[u8], attr: &SetAttr) -> Created;
+    symlink(dir: &FileHandle, name: &[u8], target: &[u8], attr: &SetAttr) -> Created;
+    mknod(dir: &FileHandle, name: &[u8], kind: NodeKind, attr: &SetAttr) -> Created;
+    remove(dir: &FileHandle, name: &[u8]) -> Wcc;
+    rmdir(dir: &FileHandle, name: &[u8]) -> Wcc;
+    rename(from_dir: &FileHandle, from: &[u8], to_dir: &FileHandle, to: &[u8], no_replace: bool)
+        -> (Wcc, Wcc);
+    link(file: &FileHandle, dir: &FileHandle, name: &[u8]) -> Linked;
+    readdir(dir: &FileHandle, cookie: u64, verifier: Verifier, size_bytes: u32, plus: bool)
+        -> DirPage;
+    fsstat(file: &FileHandle) -> FsStat;
+    fsinfo(file: &FileHandle) -> FsInfo;
+    pathconf(file: &FileHandle) -> PathConf;
+    commit(file: &FileHandle, offset: u64, count: u32) -> Committed;
+    seek(file: &FileHandle, offset: u64, whence: SeekWhence) -> u64;
+    allocate(file: &FileHandle, offset: u64, length: u64, how: Allocation) -> Wcc;
+}
+
+/// Everything of a test; it is gone when this is dropped.
+pub struct World {
+    pub folder: tempfile::TempDir,
+    pub settings: Settings,
+    pub geometry: Geometry,
+}
+
+/// A running session.
+pub struct Session {
+    pub cache: Arc<DiskCache>,
+    pub far: Arc<Far>,
+    runtime: Option<Runtime>,
+    caller: Caller,
+}
+
+pub fn settings(policy: Policy, consistency: Consistency) -> Settings {
+    Settings {
+        policy,
+        consistency,
+        at_end: AtEnd::WriteBack,
+        writeback_delay: Duration::from_millis(40),
+        ..Settings::default()
+    }
+}
+
+impl World {
+    pub fn new(policy: Policy, consistency: Consistency) -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        for name in ["export", "cache"] {
+            std::fs::create_dir(folder.path().join(name)).expect("made");
+        }
+        let geometry = Geometry { size_bytes: 16 << 20, banks: 4, ways: 4, ..Geometry::default() };
+        Self { folder, settings: settings(policy, consistency), geometry }
+    }
+
+    /// A file's path on the server.
+    pub fn at_server(&self, name: &str) -> PathBuf {
+        self.folder.path().join("export").join(name)
+    }
+
+    pub fn cache_dir(&self) -> PathBuf {
+        self.folder.path().join("cache")
+    }
+
+    pub fn open(&self) -> Session {
+        open(
+            &self.folder.path().join("export"),
+            &self.cache_dir(),
+            self.settings.clone(),
+            self.geometry,
+        )
+    }
+}
+
+/// Starts a session.
+pub fn open(export: &Path, cache: &Path, settings: Settings, geometry: Geometry) -> Session {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("runtime");
+    let inner = LocalDir::open(export, LocalDirOptions::default()).expect("exported");
+    let far = Arc::new(Far {
+        inner,
+        calls: AtomicU64::new(0),
+        reads: AtomicU64::new(0),
+        written_bytes: AtomicU64::new(0),
+        setattrs: AtomicU64::new(0),
+        cut: AtomicBool::new(false),
+        refuse: AtomicU32::new(0),
+        delay_ms: AtomicU64::new(0),
+    });
+    let handle = runtime.handle().clone();
+    let cache = runtime.block_on(async {
+        let buffer = BufferLayer::new(far.clone(), handle.clone(), BufferOptions::default()).await;
+        let options = DiskOptions {
+            dir: cache.into(),
+            geometry,
+            shared: false,
+            small_max_bytes: 64 << 10,
+            settings,
+        };
+        let buffer = Arc::new(buffer.expect("answers"));
+        DiskCache::open(buffer, far.clone(), handle, options).await.expect("opened")
+    });
+    let caller = Caller {
+        uid: nix::unistd::geteuid().as_raw(),
+        gid: nix::unistd::getegid().as_raw(),
+        groups: Vec::new(),
+    };
+    Session { cache: Arc::new(cache), far, runtime: Some(runtime), caller }
+}
+
+impl Session {
+    pub fn wait<T>(&self, call: impl Future<Output = T>) -> T {
+        self.runtime.as_ref().expect("runs").block_on(call)
+    }
+
+    pub fn caller(&self) -> Caller {
+        self.caller.clone()
+    }
+
+    pub fn lookup(&self, name: &str) -> Result<FileHandle> {
+        let root = self.cache.root();
+        self.wait(self.cache.lookup(&self.caller, &root, name.as_bytes())).map(|e| e.handle)
+    }
+
+    pub fn create(&self, name: &str) -> FileHandle {
+        let how = CreateHow::Unchecked(SetAttr { mode: Some(0o644), ..SetAttr::default() });
+        let root = self.cache.root();
+        let made = self.wait(self.cache.create(&self.caller, &root, name.as_bytes(), &how));
+        made.expect("created").handle.expect("handle")
+    }
+
+    /// As open(2): asks for permission, which revalidates.
+    pub fn open_file(&self, file: &FileHandle) -> Result<()> {
+        let wanted = Access(Access::READ | Access::MODIFY | Access::EXTEND);
+        self.wait(self.cache.access(&self.caller, file, wanted)).map(drop)
+    }
+
+    pub fn write(&self, file: &FileHandle, offset: u64, data: &[u8]) -> Result<()> {
+        if let Some(result) = self.cache.write_now(&self.caller, file, offset, data) {
+            return result;
+        }
+        let data = Bytes::copy_from_slice(data);
+        let stable = Stability::Unstable;
+        self.wait(self.cache.write(&self.caller, file, offset, data, stable)).map(drop)
+    }
+
+    pub fn read(&self, file: &FileHandle, offset: u64, length: usize) -> Result<Vec<u8>> {
+        let mut all = vec![0; length];
+        if let Some(read) = self.cache.read_now(&self.caller, file, offset, &mut all) {
+            all.truncate(read?);
+            return Ok(all);
+        }
+        let mut all = Vec::new();
+        while all.len() < length {
+            let (at, left) = (offset + all.len() as u64, (length - all.len()) as u32);
+            let read = self.wait(self.cache.read(&self.caller, file, at, left))?;
+            all.extend_from_slice(&read.data);
+            if read.eof {
+                break;
+            }
+            assert!(!read.data.is_empty(), "nothing, and not the end");
+        }
+        Ok(all)
+    }
+
+    pub fn fsync(&self, file: &FileHandle) -> Result<()> {
+        self.wait(self.cache.commit(&self.caller, file, 0, 0)).map(drop)
+    }
+
+    pub fn close_file(&self, file: &FileHandle) -> Result<()> {
+        self.wait(self.cache.flush(&self.caller, file))
+    }
+
+    pub fn truncate(&self, file: &FileHandle, size: u64) -> Result<()> {
+        let changes = SetAttr { size: Some(size), ..SetAttr::default() };
+        self.wait(self.cache.setattr(&self.caller, file, &changes, None)).map(drop)
+    }
+
+    pub fn size(&self, file: &FileHandle) -> u64 {
+        self.wait(self.cache.getattr(&self.caller, file)).expect("attributes").size
+    }
+
+    pub fn remove(&self, name: &str) -> Result<()> {
+        let root = self.cache.root();
+        self.wait(self.cache.remove(&self.caller, &root, name.as_bytes())).map(drop)
+    }
+
+    pub fn rename(&self, from: &str, to: &str) -> Result<()> {
+        let root = self.cache.root();
+        let (from, to) = (from.as_bytes(), to.as_bytes());
+        self.wait(self.cache.rename(&self.caller, &root, from, &root, to, false)).map(drop)
+    }
+
+    /// Ends in order.
+    pub fn close(mut self) -> Result<()> {
+        let result = self.wait(self.cache.close());
+        self.end();
+        result
+    }
+
+    /// Ends as a killed process does: what was appended is there, nothing else is done.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        let Some(runtime) = self.runtime.take() else { return };
+        runtime.shutdown_timeout(Duration::from_secs(5));
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Waits until something is so.
+pub fn eventually(what: &str, mut test: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if test() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("never: {what}");
+}
+
+/// Data that differs from place to place.
+pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..length)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .collect()
+}
