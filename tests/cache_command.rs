@@ -322,6 +322,29 @@ fn settings_change_while_it_runs() {
 }
 
 #[test]
+fn what_the_kernel_was_told_is_minded() {
+    let test = "what_the_kernel_was_told_is_minded";
+    let own = "write_policy=write-back,consistency=dedicated,writeback_delay=600,writeback_age=600";
+    let Some(mut rig) = Rig::new(test, Way::Local) else { return };
+    rig.set_options(&[SMALL, own]);
+    rig.mount();
+    std::fs::write(rig.mountpoint.join("f"), vec![1; 300_000]).expect("write");
+    let file = std::fs::File::options().write(true).open(rig.mountpoint.join("f")).expect("open");
+    file.write_all_at(b"gathered", 0).expect("write");
+    // Whatever of it the kernel still has is sent, too.
+    run(&mut verb(&rig, &["writeback", "@"]));
+    assert!(std::fs::read(rig.export.join("f")).expect("there").starts_with(b"gathered"));
+    let words = refused(&mut verb(&rig, &["set", "@", "consistency=shared"]));
+    says(&words, &["kernel gathers writes", "kernel_writeback=off"]);
+    drop(file);
+    rig.umount();
+    rig.set_options(&[SMALL, own, "kernel_writeback=off,passthrough=off"]);
+    rig.mount();
+    let output = run(&mut verb(&rig, &["set", "@", "consistency=shared"]));
+    says(&String::from_utf8_lossy(&output.stderr), &["Note: the kernel goes on believing"]);
+}
+
+#[test]
 fn signals_write_back_flush_and_reload() {
     let test = "signals_write_back_flush_and_reload";
     let Some(mut rig) = Rig::new(test, Way::Local) else { return };

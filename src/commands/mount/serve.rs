@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use env_logger::WriteStyle;
-use gridvfs_cache::disk::{AtEnd, Policy, Unsent};
+use gridvfs_cache::disk::{AtEnd, Consistency, Policy, Unsent};
 use gridvfs_fuse::{MountOptions, Session, SessionOptions};
 use serde_json::{Value, json};
 
 use super::Plan;
 use super::connect::{Cache, Stack, connect};
-use super::control::SessionControl;
+use super::control::{Kernel, SessionControl};
 use super::signals;
 use crate::cache_dir::source_hash;
 use crate::daemon::{self, Starter};
@@ -65,6 +65,10 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
     let mounted = Mounted { plan };
     let cache_settings = stack.cache.as_ref().map(|cache| cache.disk.settings());
     let life = |usual| CacheOptions::life(cache_settings.as_deref(), usual);
+    let kernel_writeback = settings.cache.kernel_writeback
+        && cache_settings.as_ref().is_some_and(|settings| {
+            settings.consistency == Consistency::Dedicated && settings.policy == Policy::WriteBack
+        });
     let second = Duration::from_secs(1);
     let options = SessionOptions {
         attr_timeout: settings.attr_timeout.unwrap_or(life(second)),
@@ -73,15 +77,20 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
         allow_other: settings.allow_other,
         default_permissions: settings.default_permissions || settings.allow_other,
         read_only: settings.read_only,
+        writeback_cache: kernel_writeback,
+        passthrough: settings.cache.passthrough,
         ..SessionOptions::default()
     };
     let silly =
         directories::state()?.join(format!("silly-{:016x}", source_hash(&plan.args.source)));
     let handle = runtime.handle().clone();
-    let believed = options.attr_timeout.max(options.entry_timeout);
+    let kernel = Kernel {
+        believes: options.attr_timeout.max(options.entry_timeout),
+        writes_back: kernel_writeback,
+    };
     let session = Session::new(device, stack.top.clone(), handle, options, Some(&silly))
         .context("the kernel refuses the FUSE session")?;
-    let control = SessionControl::new(plan, &record, &stack, session.counters(), believed);
+    let control = SessionControl::new(plan, &record, &stack, session.counters(), kernel);
     let control = Arc::new(control);
     let _context = runtime.enter();
     let server = Server::start(&record, control.clone())?;
