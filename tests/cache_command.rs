@@ -521,7 +521,7 @@ fn files_are_warmed_pinned_and_pruned() {
     let through = rig.mountpoint.join("other");
     says(
         &text(&run(verb(&rig, &["cache", "warm", "@"]).arg(&through))),
-        &["1 files, 2.86 MiB, are in the cache"],
+        &["in the cache: 1 file, 2.86 MiB"],
     );
     let mut within = verb(&rig, &["cache", "warm", "@", "small"]);
     run(within.current_dir(rig.mountpoint.join("a/b")));

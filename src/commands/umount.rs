@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::status::{Pending, Watch, with_progress};
 use crate::cli::UmountArgs;
-use crate::report::{Hinted, bytes_text, print_json};
+use crate::report::{Hinted, bytes_text, count_text, print_json};
 use crate::session::{self, Client, Record};
 
 /// How long the end of a mount's process is waited for once its session has ended.
@@ -61,9 +61,9 @@ pub fn run(args: UmountArgs) -> Result<ExitCode> {
     } else if last["unsent_files"].as_u64().is_some_and(|files| files > 0) {
         let (bytes, files) = (&last["unsent_bytes"], &last["unsent_files"]);
         println!(
-            "{} unsent ({files} file{}), kept for the next mount in {}",
+            "{} unsent ({}), kept for the next mount in {}",
             bytes_text(bytes.as_u64().unwrap_or(0)),
-            if files == 1 { "" } else { "s" },
+            count_text(files.as_u64().unwrap_or(0), "file"),
             last["cache_directory"].as_str().unwrap_or_default(),
         );
     }
@@ -109,7 +109,7 @@ fn end(record: &Record, mut client: Client, args: &UmountArgs) -> Result<Value> 
     };
     // Its cache is free when the process is gone. That takes a moment, and is not worth a long one.
     let patience = Instant::now() + PROCESS_END_MAX;
-    while Path::new(&format!("/proc/{}/ns", record.pid)).exists() && Instant::now() < patience {
+    while record.is_running() && Instant::now() < patience {
         std::thread::sleep(Duration::from_millis(5));
     }
     last
@@ -134,7 +134,7 @@ fn write_back_and_unmount(
         })?;
     }
     unmount(&record.mountpoint, args.lazy)?;
-    Ok(client.send("wait")?)
+    client.send("wait")
 }
 
 fn unmount(mountpoint: &Path, lazy: bool) -> Result<()> {

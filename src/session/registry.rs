@@ -34,6 +34,14 @@ impl Record {
         Ok(directory()?.join(format!("{}.sock", self.name)))
     }
 
+    /// Says whether the mount process is there, and has not ended.
+    pub fn is_running(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        // Behind the command's name, which may hold anything.
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        state.is_some_and(|state| !"ZX".contains(state))
+    }
+
     /// Says whether the mount process is there and listens.
     pub fn is_alive(&self) -> bool {
         self.socket().is_ok_and(|path| std::os::unix::net::UnixStream::connect(path).is_ok())

@@ -311,7 +311,7 @@ impl SessionControl {
         let how = how.parse().map_err(anyhow::Error::msg)?;
         let listed = cache.conflicts();
         let is_it = |handle: &FileHandle| cache.path_of(handle).is_some_and(|known| known == path);
-        let file = listed.iter().map(|conflict| &conflict.handle).find(|handle| is_it(*handle));
+        let file = listed.iter().map(|conflict| &conflict.handle).find(|handle| is_it(handle));
         let Some(file) = file else {
             let text = paths::text(&arguments["path"]);
             return Err(Hinted::error(

@@ -17,7 +17,7 @@ use crate::cache_dir::source_hash;
 use crate::daemon::{self, Starter};
 use crate::directories;
 use crate::options::CacheOptions;
-use crate::report::bytes_text;
+use crate::report::{bytes_text, count_text};
 use crate::session::{Record, Registration, Server};
 
 /// Two threads carry 1 Gbit/s with time to spare; more would only wait for each other.
@@ -163,8 +163,7 @@ fn words(plan: &Plan, record: &Record, cache: Option<&Cache>) -> String {
 }
 
 fn unsent_text(unsent: Unsent) -> String {
-    let files = if unsent.files == 1 { "1 file".into() } else { format!("{} files", unsent.files) };
-    format!("{} in {files}", bytes_text(unsent.bytes))
+    format!("{} in {}", bytes_text(unsent.bytes), count_text(unsent.files, "file"))
 }
 
 /// Ends the layers: what is to reach the state server has, or stays in the cache.
