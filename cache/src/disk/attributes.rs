@@ -46,7 +46,12 @@ impl Core {
                 // What an earlier process has left unsent does not tell how large the file is.
                 node.size()?;
             }
-            state.overlay(&mut attr, node.size());
+            let lazy = self.treatment(node).is_lazy();
+            if !lazy && !(state.dirty.is_empty() && state.settled) {
+                // Only the server knows the times that its WRITEs leave.
+                return None;
+            }
+            state.overlay(&mut attr, node.size(), lazy);
         }
         Some(attr)
     }
@@ -75,6 +80,7 @@ impl Core {
             }
             return;
         };
+        let lazy = self.treatment(&node).is_lazy();
         let mut state = node.state.lock();
         if state.can_judge(asked) {
             let foreign =
@@ -83,12 +89,12 @@ impl Core {
                 // The driver finds out before it sends anything.
                 node.size_at_least(&state, server.size, asked);
                 self.index.update(handle, |known| self.note_attr(known, &server));
-                return state.overlay(attr, node.size());
+                return state.overlay(attr, node.size(), lazy);
             }
             state.settled = true;
             if foreign && state.dirty.is_empty() {
                 self.renew(&node, &mut state, Some(signature));
-            } else if foreign && self.treatment(&node).is_lazy() {
+            } else if foreign && lazy {
                 self.find_conflict(&node, &mut state, ConflictKind::Changed);
             } else if foreign {
                 // As NFS clients do: what is being written goes over what others have written.
@@ -107,7 +113,7 @@ impl Core {
             known.base = base;
             self.note_attr(known, &server);
         });
-        state.overlay(attr, node.size());
+        state.overlay(attr, node.size(), lazy);
     }
 
     fn note_attr(&self, known: &mut Known, attr: &Attr) {

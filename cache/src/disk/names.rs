@@ -321,14 +321,20 @@ impl Core {
         let asked = self.ask();
         let token = self.index.token(dir);
         let mut page = self.buffer.readdir(caller, dir, cookie, verifier, size_bytes, plus).await?;
+        let trusts = self.settings.read().consistency.trusts();
         for entry in &mut page.entries {
             let dots = &entry.name[..] == b"." || &entry.name[..] == b"..";
-            if let (Some(handle), Some(attr), false) = (&entry.handle, &mut entry.attr, dots) {
+            if let (Some(handle), Some(attr), false) = (&entry.handle, &mut entry.attr, dots)
+                // Elsewhere a file's attributes are asked for again when it is opened.
+                && (trusts || self.nodes.contains_key(handle))
+            {
                 self.observe(handle, attr, asked);
             }
         }
-        let (entries, eof) = (&page.entries, page.eof);
-        self.index.set_listing_part(dir, cookie, entries, eof, page.verifier, token);
+        if trusts {
+            let (entries, eof) = (&page.entries, page.eof);
+            self.index.set_listing_part(dir, cookie, entries, eof, page.verifier, token);
+        }
         self.walk_listed(dir, &page.entries);
         Ok(page)
     }

@@ -272,8 +272,9 @@ impl State {
             && self.base.is_some_and(|base| base.size == signature.size)
     }
 
-    /// Puts what the server does not know yet over its attributes.
-    pub fn overlay(&self, attr: &mut Attr, size: Option<u64>) {
+    /// Puts what the server does not know yet over its attributes. In write-through (not `lazy`) it
+    /// knows the times: data is sent before anybody asks.
+    pub fn overlay(&self, attr: &mut Attr, size: Option<u64>, lazy: bool) {
         if self.dirty.is_empty() && self.settled && self.times == Times::default() {
             return;
         }
@@ -281,6 +282,9 @@ impl State {
             attr.size = size;
         }
         attr.used = attr.used.max(self.dirty.bytes());
+        if !lazy {
+            return;
+        }
         attr.mtime = self.times.mtime.unwrap_or(self.mtime);
         attr.ctime = self.mtime;
         if let Some(atime) = self.times.atime {

@@ -59,7 +59,8 @@ impl Core {
                     known.at = super::now_ms();
                 });
                 if let Some(after) = &mut wcc.after {
-                    state.overlay(after, node.size());
+                    let lazy = self.treatment(&node).is_lazy();
+                    state.overlay(after, node.size(), lazy);
                 }
             }
             None => {
@@ -96,7 +97,7 @@ impl Core {
         state.times.mtime = time(changes.mtime).or(state.times.mtime);
         let (atime, mtime) = (state.times.atime, state.times.mtime);
         self.log(&mut state, Record::Times { handle: node.handle, atime, mtime })?;
-        state.overlay(&mut attr, node.size());
+        state.overlay(&mut attr, node.size(), true);
         Ok(Some(Wcc { before: None, after: Some(attr) }))
     }
 
@@ -157,7 +158,8 @@ impl Core {
             }
         }
         if let Some(after) = &mut wcc.after {
-            state.overlay(after, node.size());
+            let lazy = self.treatment(&node).is_lazy();
+            state.overlay(after, node.size(), lazy);
         }
         Ok(wcc)
     }
