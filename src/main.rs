@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod daemon;
 mod directories;
+mod mountpoint;
 mod options;
 mod report;
 mod session;

@@ -225,6 +225,35 @@ fn a_killed_mount_is_recognised_and_recovered() {
         assert!(words.contains("is dead") && words.contains("clearing it"), "{words}");
         assert_eq!(std::fs::read(rig.mountpoint.join("kept")).expect("read"), b"synced");
         rig.umount();
+        assert_eq!(sessions_at(&rig), [true; 0], "the dead one's record is gone, too");
+    }
+}
+
+/// Whether each session that is listed at the rig's mount point is alive.
+fn sessions_at(rig: &Rig) -> Vec<bool> {
+    let output = run(rig.command(gridvfs()).args(["sessions", "--json"]));
+    let rows: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    let here = rig.mountpoint.to_str().expect("text");
+    let here = rows.iter().filter(|row| row["mountpoint"] == here);
+    here.map(|row| row["alive"].as_bool().expect("a flag")).collect()
+}
+
+#[test]
+fn umount_clears_what_a_killed_session_has_left() {
+    let test = "umount_clears_what_a_killed_session_has_left";
+    for by_hand in [false, true] {
+        let Some(mut rig) = Rig::mounted(test, Way::Local) else { return };
+        kill(rig.pid(), libc::SIGKILL);
+        wait_for("the mount is dead", || std::fs::metadata(&rig.mountpoint).is_err());
+        assert_eq!(sessions_at(&rig), [false]);
+        let output = run(rig.command(gridvfs()).arg("sessions"));
+        let words = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(words.contains("dead: gridvfs umount clears it"), "{words}");
+        if by_hand {
+            run(Command::new("fusermount3").args(["-u", "-z"]).arg(&rig.mountpoint));
+        }
+        rig.umount();
+        assert_eq!(sessions_at(&rig), [true; 0]);
     }
 }
 
