@@ -58,6 +58,22 @@ fn bad_mount_points_are_explained() {
 }
 
 #[test]
+fn a_server_that_never_answers_is_given_up_in_time() {
+    let test = "a_server_that_never_answers_is_given_up_in_time";
+    let Some(rig) = Rig::new(test, Way::Local) else { return };
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
+    let port = listener.local_addr().expect("address").port();
+    for source in [format!("nfs://127.0.0.1:{port}/x"), format!("gridvfs://127.0.0.1:{port}")] {
+        let start = std::time::Instant::now();
+        let mut command = rig.command(gridvfs());
+        command.arg("mount").arg(source).arg(&rig.mountpoint);
+        command.args(["-o", &format!("timeout=2,mountport={port}")]);
+        says(&refused(&mut command), &["no answer within 2 s", "timeout="]);
+        assert!(start.elapsed() < std::time::Duration::from_secs(5), "{:?}", start.elapsed());
+    }
+}
+
+#[test]
 fn a_symbolic_link_is_a_mount_point() {
     let Some(mut rig) = Rig::new("a_symbolic_link_is_a_mount_point", Way::Local) else { return };
     common::shell(&rig.folder, "ln -s mnt link && echo there > export/f");

@@ -6,6 +6,8 @@ mod passthrough;
 mod probe;
 #[path = "mounted/rig.rs"]
 mod rig;
+#[path = "mounted/speed.rs"]
+mod speed;
 #[path = "mounted/writeback.rs"]
 mod writeback;
 
