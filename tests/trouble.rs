@@ -109,6 +109,7 @@ fn a_passphrase_is_asked_for_once() {
          sed -i '/BatchMode/d' ssh_config",
     );
     let support = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support");
+    let before = control_sockets();
     let mount = rig.mount_command();
     let mut typed = rig.command("python3");
     typed.arg(support.join("at-terminal.py")).args(["passphrase", "open sesame"]);
@@ -121,6 +122,38 @@ fn a_passphrase_is_asked_for_once() {
     std::fs::write(rig.mountpoint.join("f"), "written").expect("write");
     rig.umount();
     assert_eq!(std::fs::read(rig.export.join("f")).expect("read"), b"written");
+    // Neither the shared login nor its socket outlives the mount.
+    wait_for("our ssh processes end", || ssh_processes(&rig) == 0);
+    assert_eq!(control_sockets(), before, "sockets of shared logins");
+}
+
+/// How many ssh processes use the rig's configuration.
+fn ssh_processes(rig: &Rig) -> usize {
+    let config = rig.folder.join("sshd/ssh_config");
+    let config = config.to_str().expect("text").as_bytes();
+    let processes = std::fs::read_dir("/proc").expect("/proc");
+    let lines = processes.filter_map(|entry| {
+        let name = entry.ok()?.path();
+        let comm = std::fs::read(name.join("comm")).ok()?;
+        // Only of ssh: a process that hangs in a mount may keep its own line to itself.
+        (comm == b"ssh\n").then(|| std::fs::read(name.join("cmdline")).ok())?
+    });
+    lines.filter(|line| line.windows(config.len()).any(|part| part == config)).count()
+}
+
+/// How many sockets of shared logins there are.
+fn control_sockets() -> usize {
+    // SAFETY: no preconditions.
+    let uid = unsafe { libc::geteuid() };
+    let places = [
+        std::env::var_os("XDG_RUNTIME_DIR").map(|path| std::path::Path::new(&path).join("gridvfs")),
+        Some(format!("/run/user/{uid}/gridvfs").into()),
+        Some("/run/gridvfs".into()),
+    ];
+    let names = places.into_iter().flatten().filter_map(|path| std::fs::read_dir(path).ok());
+    let is_login =
+        |entry: &std::fs::DirEntry| entry.file_name().as_encoded_bytes().starts_with(b"ssh-");
+    names.flatten().filter_map(|entry| entry.ok()).filter(is_login).count()
 }
 
 #[test]
