@@ -21,7 +21,10 @@ pub fn run(args: UmountArgs) -> Result<ExitCode> {
     let record = session::find(&args.target)?;
     let mountpoint = match &record {
         Some(record) => record.mountpoint.clone(),
-        None => std::path::absolute(&args.target)?,
+        None => {
+            let target = std::path::absolute(&args.target)?;
+            crate::mountpoint::resolved(&target).unwrap_or(target)
+        }
     };
     let client = record.as_ref().and_then(|record| Client::connect(record).ok());
     let mut last = json!({});
@@ -30,6 +33,7 @@ pub fn run(args: UmountArgs) -> Result<ExitCode> {
         _ => match gridvfs_fuse::inspect(&mountpoint) {
             MountState::Stale { .. } => {
                 unmount(&mountpoint, true)?;
+                session::forget_dead(&mountpoint)?;
                 eprintln!("{}: a dead mount was cleared", mountpoint.display());
             }
             MountState::Mounted { fs_type, .. } if fs_type == "fuse.gridvfs" => {
@@ -40,6 +44,7 @@ pub fn run(args: UmountArgs) -> Result<ExitCode> {
             }
             // Safe to run twice: what is not mounted is fine, if it is there at all.
             MountState::Free if record.is_some() || mountpoint.is_dir() => {
+                session::forget_dead(&mountpoint)?;
                 eprintln!("{}: not mounted", mountpoint.display());
             }
             MountState::Free => {
