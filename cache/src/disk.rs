@@ -102,6 +102,8 @@ pub(crate) struct Core {
     closing: AtomicBool,
     /// Unsent data stays here until somebody asks for it to be sent.
     held: AtomicBool,
+    /// The last number of what was found unsent at the start.
+    found_seq: u64,
     /// Bytes of the journal that have been released since old segments were last looked for.
     dead_bytes: AtomicU64,
     /// For the house-keeper: segments of the journal may go.

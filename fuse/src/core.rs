@@ -4,6 +4,7 @@ mod files;
 mod names;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -12,7 +13,7 @@ use fuser::{BackingId, FileAttr, FileType, INodeNo};
 use gridvfs_vfs::{Attr, Caller, FileHandle, FileKind, Result, Status, Vfs};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::directory::Directory;
 use crate::inodes::{Inode, Inodes, ROOT};
@@ -57,6 +58,13 @@ pub(crate) struct Invalidation {
     pub done: Option<oneshot::Sender<()>>,
 }
 
+/// Removals under way in a directory. When it is dropped, they are done.
+#[derive(Default)]
+struct Removals {
+    count: usize,
+    done: watch::Sender<()>,
+}
+
 /// The front end's state.
 pub(crate) struct Core {
     pub vfs: Arc<dyn Vfs>,
@@ -73,7 +81,11 @@ pub(crate) struct Core {
     /// The kernel has its write-back cache on.
     pub writes_back: AtomicBool,
     pub silly_log: Option<SillyLog>,
+    /// Hidden files that are being removed since their last close, by directory.
+    removals: Mutex<HashMap<FileHandle, Removals>>,
     silly_number: AtomicU64,
+    /// Whether the server keeps times to the nanosecond, once it was asked.
+    keeps_nanoseconds: OnceLock<bool>,
 }
 
 /// What a look-up answers the kernel.
@@ -106,7 +118,9 @@ impl Core {
             passthrough: AtomicBool::new(false),
             writes_back: AtomicBool::new(false),
             silly_log,
+            removals: Mutex::default(),
             silly_number: AtomicU64::new(start),
+            keeps_nanoseconds: OnceLock::new(),
         }
     }
 
@@ -176,12 +190,34 @@ impl Core {
         if let Some(way) = file.way.get() {
             file.inode.ways.close(*way);
         }
-        if let Some(hidden) = file.inode.closed(file.writes()) {
+        let hidden = {
+            // Whoever finds the file no longer hidden finds it being removed.
+            let mut removals = self.removals.lock();
+            let hidden = file.inode.closed(file.writes());
+            if let Some(hidden) = &hidden {
+                removals.entry(hidden.dir).or_default().count += 1;
+            }
+            hidden
+        };
+        if let Some(hidden) = hidden {
             let core = self.clone();
-            let handle = file.inode.handle;
-            self.vfs.discard(&handle);
-            self.runtime.spawn(async move { core.remove_hidden(&hidden).await });
+            self.vfs.discard(&file.inode.handle);
+            self.runtime.spawn(async move {
+                core.remove_hidden(&hidden).await;
+                let mut removals = core.removals.lock();
+                if let Entry::Occupied(mut entry) = removals.entry(hidden.dir) {
+                    entry.get_mut().count -= 1;
+                    if entry.get().count == 0 {
+                        entry.remove();
+                    }
+                }
+            });
         }
+    }
+
+    /// Returns what tells of the end of the removals in a directory, if there are any.
+    fn removal_in(&self, dir: &FileHandle) -> Option<watch::Receiver<()>> {
+        self.removals.lock().get(dir).map(|removals| removals.done.subscribe())
     }
 
     pub fn open_directory(&self, number: u64, caller: &Caller) -> Result<u64> {

@@ -162,7 +162,8 @@ impl Filesystem for Front {
                 Ok(()) => self.core.writes_back.store(true, Ordering::Relaxed),
                 Err(_) => log::debug!("the kernel has no write-back cache"),
             }
-        } else if passthrough::is_permitted()
+        } else if options.passthrough
+            && passthrough::is_permitted()
             && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
         {
             // Of 1: local files lie on a plain file system, and ours may be the lower one of an

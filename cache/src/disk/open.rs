@@ -223,6 +223,7 @@ impl DiskCache {
             hurry: false.into(),
             closing: false.into(),
             held: hold.into(),
+            found_seq: files.values().map(|file| file.dirty.newest_seq()).max().unwrap_or(0),
             dead_bytes: AtomicU64::new(0),
             reclaim: Notify::new(),
             room: Notify::new(),

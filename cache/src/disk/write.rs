@@ -346,7 +346,7 @@ impl Core {
     /// close(2): in write-through, waits until the server has the data.
     pub async fn flush(&self, caller: &Caller, handle: &FileHandle) -> Result<()> {
         let Some(node) = self.known(handle) else { return Ok(()) };
-        if node.is_local() && !self.treatment(&node).is_lazy() {
+        if node.is_local() && !self.treatment(&node).is_lazy() && !self.keeps(&node) {
             self.send(&node, false).await?;
         }
         if let Some(error) = node.state.lock().error.take() {
@@ -360,6 +360,9 @@ impl Core {
     pub async fn commit(&self, handle: &FileHandle) -> Result<()> {
         let Some(node) = self.known(handle) else { return Ok(()) };
         if !self.treatment(&node).is_lazy() {
+            if node.is_local() && self.keeps(&node) {
+                return self.sync_journal().await;
+            }
             if node.is_local() {
                 self.send(&node, true).await?;
             }
@@ -375,6 +378,12 @@ impl Core {
         }
         add(&self.counters.local_syncs, 1);
         self.sync_journal().await
+    }
+
+    /// Says whether all that is unsent of a file is of an earlier session, and stays: who closes the
+    /// file has not written it, and does not wait for it.
+    fn keeps(&self, node: &Node) -> bool {
+        self.is_held() && node.state.lock().newest <= self.found_seq
     }
 
     /// Makes everything in the journal durable.
