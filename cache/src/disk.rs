@@ -90,6 +90,8 @@ pub(crate) struct Core {
     index: Index,
     origin: Mutex<Origin>,
     origin_path: PathBuf,
+    /// Whether we have changed files since the store was last made durable.
+    changed_files: AtomicBool,
     journal_dir: PathBuf,
     shared: bool,
     small_max_bytes: u64,

@@ -101,6 +101,20 @@ impl Origin {
     }
 }
 
+/// Removes the empty journals of sessions that shared a cache and were killed.
+fn remove_dead_journals(dir: &Path) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix("journal-"));
+        if let Some(Ok(number)) = process.map(str::parse::<u32>)
+            && !Path::new(&format!("/proc/{number}")).exists()
+        {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 impl DiskCache {
     /// Says how much unsent data a directory's cache holds. Nothing is changed in it; it must not be
     /// in use. Blocks the calling thread while the disk works.
@@ -159,7 +173,10 @@ impl DiskCache {
         };
         // Sessions that share a cache only read, and have nothing to send.
         let journal_dir = match shared {
-            true => dir.join(format!("journal-{}", std::process::id())),
+            true => {
+                remove_dead_journals(&dir);
+                dir.join(format!("journal-{}", std::process::id()))
+            }
             false => dir.join("journal"),
         };
         let journal = Journal::open(&journal_dir, JournalOptions::default(), &mut take)?;
@@ -178,7 +195,7 @@ impl DiskCache {
         }
         let restarted = before.as_ref().is_some_and(|before| before.boot != origin.boot);
         if let Some(before) = &before {
-            if restarted && !index.closed_cleanly() {
+            if restarted {
                 // Blocks that we changed before the machine went down may be older than the server's.
                 index.distrust_written(before.safe);
             }
@@ -213,6 +230,7 @@ impl DiskCache {
             index,
             origin: Mutex::new(origin),
             origin_path,
+            changed_files: false.into(),
             journal_dir,
             shared,
             small_max_bytes,
