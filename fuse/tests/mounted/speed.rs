@@ -16,7 +16,8 @@ use gridvfs_fuse::{MountOptions, SessionOptions};
 use crate::rig::Rig;
 
 const SIZE: u64 = 64 << 20;
-const READS: u64 = 100_000;
+const READS: u64 = 5_000;
+const ROUNDS: usize = 30;
 const BLOCK: usize = 4096;
 
 struct Bare(File);
@@ -96,7 +97,8 @@ fn a_hit_costs_what_a_bare_program_costs() {
     std::fs::write(&held, vec![7; SIZE as usize]).expect("write");
     let mnt = folder.path().join("bare");
     std::fs::create_dir(&mnt).expect("mkdir");
-    let device = gridvfs_fuse::mount(&mnt, &MountOptions::default()).expect("mount");
+    let options = MountOptions { source: "bare".into(), ..MountOptions::default() };
+    let device = gridvfs_fuse::mount(&mnt, &options).expect("mount");
     let mut config = Config::default();
     config.n_threads = Some(SessionOptions::default().event_loops);
     let bare = Bare(File::open(&held).expect("open"));
@@ -104,14 +106,17 @@ fn a_hit_costs_what_a_bare_program_costs() {
     let bare = std::thread::spawn(move || bare.run());
     let Some(rig) = Rig::new("speed", SessionOptions::default()) else { return };
     std::fs::write(rig.behind("file"), vec![7; SIZE as usize]).expect("write");
-    for round in 0..3 {
+    // The best of many rounds in turn: whatever else runs here disturbs some of them.
+    let (mut plain, mut hit, mut asked) = (f64::MAX, f64::MAX, f64::MAX);
+    for _ in 0..ROUNDS {
         *rig.probe.at_hand.lock().expect("file") = None;
-        let asked = measure(&rig.at("file"));
+        asked = asked.min(measure(&rig.at("file")));
         rig.probe.take();
         *rig.probe.at_hand.lock().expect("file") = Some(File::open(&held).expect("open"));
-        let (hit, plain) = (measure(&rig.at("file")), measure(&mnt.join("file")));
-        println!("{round}: bare {plain:.2} us, read_now {hit:.2} us, read {asked:.2} us");
+        hit = hit.min(measure(&rig.at("file")));
+        plain = plain.min(measure(&mnt.join("file")));
     }
+    println!("bare {plain:.2} us, read_now {hit:.2} us, read {asked:.2} us");
     gridvfs_fuse::unmount(&mnt, false).expect("unmount");
     bare.join().expect("no panic").expect("served");
 }
