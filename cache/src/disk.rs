@@ -32,6 +32,7 @@ mod whole;
 mod write;
 
 use std::collections::HashSet;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -45,6 +46,7 @@ use gridvfs_vfs::{
     FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result, SeekWhence, SetAttr,
     Stability, Status, Time, Verifier, Vfs, Wcc, Written,
 };
+use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
@@ -66,6 +68,8 @@ use open::Origin;
 
 /// Beyond this many nodes, idle ones are let go.
 const NODES_MAX: usize = 16 * 1024;
+/// Of so many listed files it is known where they are, before they are used.
+const PLACES_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).unwrap();
 /// How many files are sent at once.
 const SENDING_MAX: usize = 16;
 /// How many READs for walks are under way at once.
@@ -98,6 +102,9 @@ pub(crate) struct Core {
     settings: RwLock<Arc<Settings>>,
     settings_version: AtomicU64,
     nodes: DashMap<FileHandle, Arc<Node>>,
+    /// Where files are that were listed and not looked at yet: their rules and their reports need
+    /// the path. Of a file that is used the index knows it.
+    places: Mutex<LruCache<FileHandle, (FileHandle, Bytes)>>,
     dirty_bytes: AtomicU64,
     /// Unsent data is being sent whatever its age: somebody asked, or there is much of it.
     hurry: AtomicBool,
@@ -164,6 +171,9 @@ impl Core {
             .entry(*handle)
             .or_insert_with(|| {
                 let known = self.index.update(handle, |_| {});
+                if let Some((dir, name)) = self.places.lock().pop(handle) {
+                    self.index.set_place(handle, &dir, &name);
+                }
                 let size = known.attr.map(|attr| attr.size);
                 Arc::new(Node::new(*handle, known.key, size, known.base))
             })

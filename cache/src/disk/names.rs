@@ -1,6 +1,7 @@
 //! Names: looked up, listed and changed. They are noted in every session, so that an unsent file's
 //! handle is known when its name is removed, and believed in those that trust what they know.
 
+use bytes::Bytes;
 use gridvfs_vfs::{
     Caller, CreateHow, Created, DirEntry, DirPage, Entry, Error, FileHandle, FileKind, Linked,
     Result, SetAttr, Status, Verifier, Vfs, Wcc, WccAttr,
@@ -334,9 +335,26 @@ impl Core {
         if trusts {
             let (entries, eof) = (&page.entries, page.eof);
             self.index.set_listing_part(dir, cookie, entries, eof, page.verifier, token);
+        } else {
+            self.note_places(dir, &page.entries);
         }
         self.walk_listed(dir, &page.entries);
         Ok(page)
+    }
+
+    /// Notes where the files of a listing are that is not itself noted.
+    fn note_places(&self, dir: &FileHandle, entries: &[DirEntry]) {
+        let dots = |entry: &DirEntry| matches!(&entry.name[..], b"." | b"..");
+        for entry in entries.iter().filter(|entry| !dots(entry)) {
+            let Some(handle) = entry.handle else { continue };
+            // Paths go through directories, used or not.
+            let is_dir = entry.attr.is_some_and(|attr| attr.kind == FileKind::Directory);
+            if is_dir || self.nodes.contains_key(&handle) {
+                self.index.set_place(&handle, dir, &entry.name);
+            } else {
+                self.places.lock().put(handle, (*dir, Bytes::copy_from_slice(&entry.name)));
+            }
+        }
     }
 
     /// Answers a part of a listing from the index.

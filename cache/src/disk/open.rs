@@ -6,13 +6,14 @@ use std::sync::atomic::AtomicU64;
 
 use dashmap::DashMap;
 use gridvfs_vfs::{Caller, FileHandle, Vfs};
+use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
 use super::options::{AtEnd, Consistency, DiskOptions, Policy};
 use super::whole::Wholes;
-use super::{Core, DiskCache, SENDING_MAX, Unsent, WALK_READS_MAX, now_ms, recover};
+use super::{Core, DiskCache, PLACES_MAX, SENDING_MAX, Unsent, WALK_READS_MAX, now_ms, recover};
 use crate::BufferLayer;
 use crate::index::{Index, IndexError, IndexOptions};
 use crate::journal::{Journal, JournalError, JournalOptions, Rebuild, Replayed};
@@ -237,6 +238,7 @@ impl DiskCache {
             settings: RwLock::new(Arc::new(settings)),
             settings_version: AtomicU64::new(1),
             nodes: DashMap::new(),
+            places: Mutex::new(LruCache::new(PLACES_MAX)),
             dirty_bytes: AtomicU64::new(0),
             hurry: false.into(),
             closing: false.into(),
