@@ -47,7 +47,8 @@ impl Core {
                 node.size()?;
             }
             let lazy = self.treatment(node).is_lazy();
-            if !lazy && !(state.dirty.is_empty() && state.settled) {
+            let quiet = state.dirty.is_empty() && state.settled;
+            if !lazy && !quiet {
                 // Only the server knows the times that its WRITEs leave.
                 return None;
             }
@@ -119,13 +120,6 @@ impl Core {
     fn note_attr(&self, known: &mut Known, attr: &Attr) {
         known.attr = Some(*attr);
         known.at = now_ms();
-    }
-
-    /// Takes attributes that need no correction afterwards.
-    pub fn observed(&self, handle: &FileHandle, attr: &Attr, asked: u64) -> Attr {
-        let mut attr = *attr;
-        self.observe(handle, &mut attr, asked);
-        attr
     }
 
     /// The file's frames are of other data than the server's: they are never found again.

@@ -234,9 +234,9 @@ impl DiskCache {
         self.core.store.usage()
     }
 
-    /// Returns the store's own counters by name.
+    /// Returns the store's and the journal's own counters by name.
     pub fn store_counters(&self) -> std::collections::BTreeMap<&'static str, u64> {
-        let counters = self.core.store.counters();
+        let (counters, journal) = (self.core.store.counters(), self.core.journal.counters());
         let get = |value: &std::sync::atomic::AtomicU64| value.load(Ordering::Relaxed);
         [
             ("hit_bytes", get(&counters.hit_bytes)),
@@ -244,6 +244,9 @@ impl DiskCache {
             ("repaired", get(&counters.repaired)),
             ("stored_bytes", get(&counters.stored_bytes)),
             ("no_space", get(&counters.no_space)),
+            ("journal_syncs", get(&journal.syncs)),
+            ("journal_syncs_asked", get(&journal.syncs_asked)),
+            ("journal_segments_deleted", get(&journal.segments_deleted)),
         ]
         .into()
     }
