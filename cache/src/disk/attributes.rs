@@ -68,6 +68,10 @@ impl Core {
         let Some(node) = node else {
             let mut changed = false;
             self.index.update(handle, |known| {
+                if let Some(newer) = known.attr.filter(|_| known.changed_at > asked) {
+                    *attr = newer;
+                    return;
+                }
                 let base = known.base.filter(|_| regular);
                 changed = base.is_some_and(|base| !same_data(&base, &signature));
                 if changed {
@@ -83,6 +87,16 @@ impl Core {
         };
         let lazy = self.treatment(&node).is_lazy();
         let mut state = node.state.lock();
+        if state.changed_at > asked {
+            // The answer is older than what our own change has left.
+            if let Some(newer) = self.index.node(handle).and_then(|known| known.attr) {
+                *attr = newer;
+            }
+            if let Some(size) = node.size() {
+                attr.size = size;
+            }
+            return state.overlay(attr, node.size(), lazy);
+        }
         if state.can_judge(asked) {
             let foreign =
                 state.settled && state.base.is_some_and(|base| !same_data(&base, &signature));
@@ -115,6 +129,16 @@ impl Core {
             self.note_attr(known, &server);
         });
         state.overlay(attr, node.size(), lazy);
+    }
+
+    /// Notes what our own change has left of a file's attributes, if that is known.
+    pub fn note_own(&self, handle: &FileHandle, attr: Option<Attr>) {
+        let clock = self.tick();
+        self.index.update(handle, |known| {
+            known.attr = attr;
+            known.at = now_ms();
+            known.changed_at = clock;
+        });
     }
 
     fn note_attr(&self, known: &mut Known, attr: &Attr) {

@@ -58,10 +58,7 @@ impl Core {
 
     /// Notes what a change of names left of its directory.
     fn after(&self, dir: &FileHandle, wcc: &Wcc) {
-        self.index.update(dir, |known| {
-            known.attr = wcc.after;
-            known.at = super::now_ms();
-        });
+        self.note_own(dir, wcc.after);
     }
 
     /// Notes a name that was made.
@@ -84,10 +81,7 @@ impl Core {
                 if directory {
                     self.index.set_empty(handle);
                 }
-                self.index.update(handle, |known| {
-                    known.attr = made.attr;
-                    known.at = super::now_ms();
-                });
+                self.note_own(handle, made.attr);
                 self.index.created(dir, name, handle);
             }
             None => {
@@ -136,7 +130,9 @@ impl Core {
                 known.written = written;
             });
         } else {
-            self.observe(&handle, attr, asked);
+            // A new file is known by this very answer alone.
+            let new = self.known(&handle).is_none();
+            self.observe(&handle, attr, if new { self.ask() } else { asked });
         }
         Ok(created)
     }
@@ -185,7 +181,7 @@ impl Core {
             self.index.forget_node(handle);
             return;
         }
-        self.index.update(handle, |known| known.attr = None);
+        self.note_own(handle, None);
         if self.known(handle).is_some_and(|node| node.is_local())
             && let Err(Error::Status(Status::STALE | Status::BADHANDLE | Status::NOENT)) =
                 self.buffer.getattr(caller, handle).await
@@ -266,7 +262,7 @@ impl Core {
         }
         if let Some(handle) = moved {
             // The server's clock is in its ctime now.
-            self.index.update(&handle, |known| known.attr = None);
+            self.note_own(&handle, None);
         }
         for (dir, wcc) in [(from.0, &from_wcc), (to.0, &to_wcc)] {
             self.after(dir, wcc);
@@ -295,7 +291,7 @@ impl Core {
         match &mut linked.attr {
             Some(attr) => self.observe(file, attr, asked),
             None => {
-                self.index.update(file, |known| known.attr = None);
+                self.note_own(file, None);
             }
         }
         self.index.created(dir, name, file);
