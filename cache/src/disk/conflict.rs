@@ -78,21 +78,6 @@ impl Core {
             return;
         }
         state.conflict = Some(kind);
-        eprintln!(
-            "CONFLICT {kind} base={:?} said={:?} doubt={} newest={} handed={} committed={} ext={:?}",
-            state.base,
-            state.said,
-            state.in_doubt,
-            state.newest,
-            state.handed,
-            state.committed,
-            state
-                .dirty
-                .oldest(0, u64::MAX)
-                .iter()
-                .map(|e| (e.start, e.len, e.seq))
-                .collect::<Vec<_>>()
-        );
         add(&self.counters.conflicts, 1);
         if let Err(error) =
             self.log(state, Record::Conflict { handle: node.handle, kind: kind.code() })
