@@ -43,8 +43,8 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use gridvfs_vfs::{
     Access, AccessGranted, Allocation, Attr, Caller, Committed, CreateHow, Created, DirPage, Entry,
-    FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result, SeekWhence, SetAttr,
-    Stability, Status, Time, Verifier, Vfs, Wcc, Written,
+    Error, FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result, SeekWhence,
+    SetAttr, Stability, Status, Time, Verifier, Vfs, Wcc, Written,
 };
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
@@ -209,6 +209,19 @@ impl Core {
     }
 }
 
+impl DiskCache {
+    /// Runs a change of the server's files in a task of its own: a caller that goes away cannot leave
+    /// it half done.
+    async fn whole<T, F>(&self, change: impl FnOnce(Arc<Core>) -> F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let task = self.core.runtime.spawn(change(self.core.clone()));
+        task.await.unwrap_or(Err(Error::Interrupted))
+    }
+}
+
 #[async_trait]
 impl Vfs for DiskCache {
     fn root(&self) -> FileHandle {
@@ -226,7 +239,11 @@ impl Vfs for DiskCache {
         changes: &SetAttr,
         guard: Option<Time>,
     ) -> Result<Wcc> {
-        self.core.setattr(caller, file, changes, guard).await
+        if changes.size.is_none() {
+            return self.core.setattr(caller, file, changes, guard).await;
+        }
+        let (caller, file, changes) = (caller.clone(), *file, *changes);
+        self.whole(|core| async move { core.setattr(&caller, &file, &changes, guard).await }).await
     }
 
     async fn lookup(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Entry> {
@@ -307,7 +324,8 @@ impl Vfs for DiskCache {
         name: &[u8],
         how: &CreateHow,
     ) -> Result<Created> {
-        self.core.create(caller, dir, name, how).await
+        let (caller, dir, name, how) = (caller.clone(), *dir, name.to_vec(), *how);
+        self.whole(|core| async move { core.create(&caller, &dir, &name, &how).await }).await
     }
 
     async fn mkdir(
@@ -349,7 +367,8 @@ impl Vfs for DiskCache {
     }
 
     async fn remove(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Wcc> {
-        self.core.remove(caller, dir, name).await
+        let (caller, dir, name) = (caller.clone(), *dir, name.to_vec());
+        self.whole(|core| async move { core.remove(&caller, &dir, &name).await }).await
     }
 
     async fn rmdir(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Wcc> {
@@ -365,7 +384,12 @@ impl Vfs for DiskCache {
         to_name: &[u8],
         no_replace: bool,
     ) -> Result<(Wcc, Wcc)> {
-        self.core.rename(caller, (from_dir, from_name), (to_dir, to_name), no_replace).await
+        let (caller, from_dir, to_dir) = (caller.clone(), *from_dir, *to_dir);
+        let (from, to) = (from_name.to_vec(), to_name.to_vec());
+        self.whole(|core| async move {
+            core.rename(&caller, (&from_dir, &from), (&to_dir, &to), no_replace).await
+        })
+        .await
     }
 
     async fn link(

@@ -100,7 +100,14 @@ impl Core {
         if state.can_judge(asked) {
             let foreign =
                 state.settled && state.base.is_some_and(|base| !same_data(&base, &signature));
-            if foreign && !state.dirty.is_empty() && state.may_be_ours(&signature) {
+            let unsent = !state.dirty.is_empty();
+            if foreign && unsent && self.was_cut(&node, &mut state, &signature).unwrap_or(false) {
+                // Before anybody learns how large the file is, and writes to it.
+                self.index.update(handle, |known| self.note_attr(known, &server));
+                node.size_at_least(&state, server.size, asked);
+                return state.overlay(attr, node.size(), lazy);
+            }
+            if foreign && (unsent || state.recovered) && state.may_be_ours(&signature) {
                 // The driver finds out before it sends anything.
                 node.size_at_least(&state, server.size, asked);
                 self.index.update(handle, |known| self.note_attr(known, &server));
@@ -109,6 +116,10 @@ impl Core {
             state.settled = true;
             if foreign && state.dirty.is_empty() {
                 self.renew(&node, &mut state, Some(signature));
+                if state.recovered {
+                    // What an earlier process had left to be done is not to be done to this.
+                    self.nothing_left(&node, &mut state);
+                }
             } else if foreign && lazy {
                 self.find_conflict(&node, &mut state, ConflictKind::Changed);
             } else if foreign {

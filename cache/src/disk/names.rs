@@ -8,6 +8,7 @@ use gridvfs_vfs::{
 };
 
 use super::Core;
+use super::setattr::is_answer;
 use crate::counters::add;
 use crate::crash;
 use crate::index::Name;
@@ -104,15 +105,35 @@ impl Core {
         let cuts = matches!(how, CreateHow::Unchecked(SetAttr { size: Some(_), .. }));
         // The name may be of a file with unsent data, which is cut: nothing of it may be under way.
         let before = match self.index.lookup(dir, name) {
-            Name::Here(handle) if cuts => self.known(&handle).filter(|node| node.is_local()),
+            Name::Here(handle) if cuts => self.known(&handle),
             _ => None,
         };
+        let mut changing = None;
         let _turn = match &before {
-            Some(node) => Some(self.hold(node).await?),
+            Some(node) => {
+                let turn = self.hold(node).await?;
+                if let CreateHow::Unchecked(SetAttr { size: Some(size), .. }) = how {
+                    self.intend_cut(node, *size).await?;
+                }
+                changing = Some(node.changing());
+                Some(turn)
+            }
             None => None,
         };
+        crash::point(crash::Point::BEFORE_CUT);
         let asked = self.ask();
         let created = self.buffer.create(caller, dir, name, how).await;
+        crash::point(crash::Point::AFTER_CUT);
+        if let Some(changing) = changing.take()
+            && created.as_ref().map_or_else(is_answer, |_| true)
+        {
+            changing.done();
+        }
+        let cut = created.as_ref().ok().and_then(|created| created.handle);
+        if let Some(node) = before.as_ref().filter(|node| cut != Some(node.handle)) {
+            // It was refused, or the name is another file's by now.
+            self.log(&mut node.state.lock(), Record::Abandoned { handle: node.handle })?;
+        }
         let mut created = self.made(dir, name, created, false)?;
         let (Some(handle), Some(attr)) = (created.handle, &mut created.attr) else {
             return Ok(created);
@@ -120,8 +141,9 @@ impl Core {
         if cuts && let Some(node) = self.known(&handle) {
             let mut state = node.state.lock();
             state.changed_at = self.tick();
-            self.cut(&node, &mut state, attr.size)?;
-            state.base = Some(WccAttr::from(&*attr));
+            let after = WccAttr::from(&*attr);
+            self.cut(&node, &mut state, attr.size, Some(&after))?;
+            state.base = Some(after);
             state.settled = true;
             node.set_size(Some(attr.size));
             let (base, written) = (state.base, self.period());

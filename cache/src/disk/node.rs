@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use super::options::{CacheKind, Policy, Treatment};
 use crate::FileKey;
-use crate::dirty::Dirty;
+use crate::dirty::{Dirty, Extent};
 use crate::journal::FileState;
 
 /// Stands for a size that is not known.
@@ -131,10 +131,42 @@ pub(crate) struct State {
     pub said: FileState,
     /// Whether the base has been compared with the server since data was last handed on.
     pub checked: bool,
-    /// Data of an earlier process that may be on its way, or be there already.
+    /// Data that was sent, by an earlier process or without an answer, may have changed the
+    /// server's file.
     pub in_doubt: bool,
-    /// Times are to be set that an earlier process has left.
+    /// Some of that data, to be looked for on the server.
+    pub suspects: Vec<Extent>,
+    /// What the journal says of an intended cut or removal is of an earlier process: it may have
+    /// come about.
+    pub intents_in_doubt: bool,
+    /// There is no unsent data, but something else that an earlier process has left to be done.
     pub recovered: bool,
+    /// Changes of ours under way that the journal does not tell of.
+    pub changing: u32,
+}
+
+/// A change of ours of the server's file that is under way ([`State::changing`]).
+pub(crate) struct Changing<'a> {
+    node: &'a Node,
+    answered: bool,
+}
+
+impl Changing<'_> {
+    /// The server has answered: what became of the file is for the caller to say. To be called
+    /// before the state is locked.
+    pub fn done(mut self) {
+        self.answered = true;
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        let mut state = self.node.state.lock();
+        state.changing -= 1;
+        if !self.answered {
+            state.settled = false;
+        }
+    }
 }
 
 impl Node {
@@ -178,7 +210,10 @@ impl Node {
                 said: FileState::default(),
                 checked: false,
                 in_doubt: false,
+                suspects: Vec::new(),
+                intents_in_doubt: false,
                 recovered: false,
+                changing: 0,
             }),
             wake: Notify::new(),
             progress: Notify::new(),
@@ -211,6 +246,12 @@ impl Node {
         if self.size().is_none() && state.changed_at <= asked {
             self.set_size(Some(server.max(state.dirty.end())));
         }
+    }
+
+    /// A change of ours is about to be asked for. To be called without the state's lock.
+    pub fn changing(&self) -> Changing<'_> {
+        self.state.lock().changing += 1;
+        Changing { node: self, answered: false }
     }
 
     /// Says whether there is unsent data.
@@ -257,11 +298,13 @@ impl State {
         self.changed_at <= asked
             && self.handed <= self.committed
             && !self.committing
-            && (self.times == Times::default() || !self.dirty.is_empty())
+            && self.changing == 0
+            && (self.times == Times::default() || !self.dirty.is_empty() || self.recovered)
     }
 
     /// Says whether a change of ours that nobody has confirmed may have left the server's file like
-    /// this: one that an earlier process had under way when it was killed.
+    /// this: one that an earlier process had under way when it was killed, or that the server has
+    /// not answered.
     pub fn may_be_ours(&self, signature: &WccAttr) -> bool {
         self.in_doubt || self.said.cut_intent == Some(signature.size) || self.is_timed(signature)
     }

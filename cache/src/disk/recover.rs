@@ -11,6 +11,7 @@ use gridvfs_vfs::{Caller, FileHandle, WccAttr};
 
 use super::Core;
 use super::node::{ConflictKind, Node, Times};
+use super::send::sample;
 use crate::FileKey;
 use crate::counters::add;
 use crate::index::Index;
@@ -52,7 +53,7 @@ impl Core {
     pub fn recover(self: &Arc<Self>, files: HashMap<FileHandle, RecoveredFile>, restarted: bool) {
         for (handle, file) in files {
             let own_size = file.size();
-            let RecoveredFile { dirty, state: said, caller, written } = file;
+            let RecoveredFile { dirty, state: said, caller, written, touched, suspects } = file;
             let base = said.base.map(|base| WccAttr {
                 size: base.size,
                 mtime: base.mtime,
@@ -80,16 +81,21 @@ impl Core {
                 state.dirty = dirty;
                 state.mtime = written.unwrap_or_default();
                 state.times = Times { atime: said.atime, mtime: said.mtime };
+                if touched && said.mtime.is_some() {
+                    // Without unsent data, the time of the last write is all that is left to be set.
+                    state.times.mtime = written.filter(|_| state.dirty.is_empty());
+                }
                 state.conflict = said.conflict.map(ConflictKind::from_code);
-                state.in_doubt = said.sending_up_to.is_some() || said.cut_intent.is_some();
+                state.in_doubt = said.sending_up_to.is_some();
+                state.suspects = sample(suspects);
+                state.intents_in_doubt = said.cut_intent.is_some() || said.remove_intent;
                 state.writer = caller.map(|(uid, gid)| {
                     let groups =
                         if uid == self.own.uid { self.own.groups.clone() } else { Vec::new() };
                     Arc::new(Caller { uid, gid, groups })
                 });
-                state.recovered = state.times != Times::default();
+                state.recovered = state.dirty.is_empty() && state.conflict.is_none();
                 state.said = said;
-                state.settled = state.times == Times::default();
                 let now = std::time::Instant::now();
                 state.waiting_since = Some(now);
                 // Its time has come long ago.

@@ -41,8 +41,13 @@ const GROUP_BYTES: usize = 1 << 20;
 const COMMIT_BYTES: u64 = 32 << 20;
 /// Write-through: how long after the last write what the server has is committed.
 const COMMIT_DELAY: Duration = Duration::from_secs(2);
-/// How many pieces are looked for on the server when it may have some of them.
-const ARRIVALS_MAX: usize = 64;
+/// How many pieces are looked for on the server when it may have some of them, and how many of
+/// them at once: enough for one of those that were on their way first to be among them, whatever
+/// the order in which they arrived.
+const SUSPECTS_MAX: usize = 256;
+const SUSPECTS_AT_ONCE: usize = 32;
+/// So much of a piece's beginning and end is looked for, in bytes.
+const PROBE_BYTES: u32 = 4096;
 /// The pauses between attempts: doubled from the first to the second.
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(15);
@@ -115,7 +120,8 @@ impl Core {
             if state.committing || state.flushing {
                 return Step::Wait(None);
             }
-            if state.conflict.is_none() && (!state.settled || state.times != Default::default()) {
+            let open = !state.settled || state.recovered || state.times != Default::default();
+            if open && state.conflict.is_none() {
                 return Step::Settle;
             }
             state.handed = state.newest;
@@ -213,12 +219,19 @@ impl Core {
             let mut state = node.state.lock();
             let record = Record::Sending { handle: node.handle, up_to_seq: target };
             self.log(&mut state, record)?;
+            let more = sample(extents.clone());
+            state.suspects.extend(more);
+            if state.suspects.len() > 4 * SUSPECTS_MAX {
+                state.suspects = sample(std::mem::take(&mut state.suspects));
+            }
         }
         if lazy {
             // After a power loss, too, the next process is to know who changed the file.
             self.sync_journal().await?;
         }
         crash::point(crash::Point::BEFORE_WRITE);
+        // From the first piece on, what the server says of the file may be of our own doing.
+        let changing = node.changing();
         let mut rest = &extents[..];
         let mut batch = 0;
         while !rest.is_empty() {
@@ -235,10 +248,13 @@ impl Core {
             }
         }
         crash::point(crash::Point::AFTER_WRITE);
-        let mut state = node.state.lock();
-        state.handed = state.handed.max(target);
-        state.last_handed = Instant::now();
-        state.failures = 0;
+        {
+            let mut state = node.state.lock();
+            state.handed = state.handed.max(target);
+            state.last_handed = Instant::now();
+            state.failures = 0;
+        }
+        changing.done();
         Ok(())
     }
 
@@ -413,6 +429,7 @@ impl Core {
         }
         state.failing = None;
         state.in_doubt = false;
+        state.suspects.retain(|extent| extent.seq > target);
         node.note_dirty(&state);
         drop(state);
         self.release(freed);
@@ -443,6 +460,13 @@ impl Core {
     async fn settle(&self, node: &Arc<Node>) {
         let lazy = self.treatment(node).is_lazy();
         let _turn = node.turn.lock().await;
+        let recovered = node.state.lock().recovered;
+        if recovered {
+            if let Err(error) = self.take_stock(node).await {
+                self.failed(node, &error, true);
+            }
+            return;
+        }
         let (times, writer) = {
             let mut state = node.state.lock();
             if !state.dirty.is_empty() {
@@ -459,13 +483,6 @@ impl Core {
             (state.times, state.writer.clone())
         };
         let caller = writer.unwrap_or_else(|| Arc::new(self.own.clone()));
-        let recovered = std::mem::take(&mut node.state.lock().recovered);
-        if recovered && !self.is_as_left(node).await {
-            let mut state = node.state.lock();
-            state.settled = true;
-            self.times_set(node, &mut state);
-            return;
-        }
         crash::point(crash::Point::BEFORE_SETTLE);
         let asked = self.ask();
         let set = |time: Option<_>| time.map_or(SetTime::Keep, SetTime::To);
@@ -499,13 +516,61 @@ impl Core {
         }
     }
 
-    /// Says whether the file is as an earlier process left it, whose times are still to be set.
-    async fn is_as_left(&self, node: &Arc<Node>) -> bool {
-        let Ok(attr) = self.buffer.getattr(&self.own, &node.handle).await else { return false };
+    /// Looks whether a file without unsent data is as an earlier process left it, whose times are
+    /// still to be set. If it is not, they are not to be set to what it is now.
+    async fn take_stock(&self, node: &Arc<Node>) -> Result<()> {
+        let asked = self.ask();
+        let attr = match self.buffer.getattr(&self.own, &node.handle).await {
+            Ok(attr) => attr,
+            Err(Error::Status(Status::STALE | Status::NOENT | Status::BADHANDLE)) => {
+                self.discard(&node.handle);
+                self.nothing_left(node, &mut node.state.lock());
+                self.index.update(&node.handle, |known| known.attr = None);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         let signature = WccAttr::from(&attr);
-        let state = node.state.lock();
-        state.base.is_some_and(|base| attributes::same_data(&base, &signature))
+        let mut state = node.state.lock();
+        if !state.recovered || !state.dirty.is_empty() {
+            // Somebody else has found out, or will before data is sent.
+            state.recovered = false;
+            return Ok(());
+        }
+        if state.changed_at > asked {
+            self.nothing_left(node, &mut state);
+            return Ok(());
+        }
+        if state.base.is_some_and(|base| attributes::same_data(&base, &signature))
             || state.is_timed(&signature)
+        {
+            state.base = Some(signature);
+            state.recovered = false;
+            return self.no_intents(node, &mut state);
+        }
+        self.renew(node, &mut state, Some(signature));
+        self.nothing_left(node, &mut state);
+        node.set_size(Some(attr.size));
+        self.index.update(&node.handle, |known| known.attr = None);
+        Ok(())
+    }
+
+    /// There is nothing to be done any more of what an earlier process has left.
+    pub fn nothing_left(&self, node: &Node, state: &mut State) {
+        state.recovered = false;
+        state.settled = true;
+        self.times_set(node, state);
+        if let Err(error) = self.no_intents(node, state) {
+            log::warn!("{error}");
+        }
+    }
+
+    /// What an earlier process intended has not come about, or is dealt with.
+    fn no_intents(&self, node: &Node, state: &mut State) -> Result<()> {
+        if !std::mem::replace(&mut state.intents_in_doubt, false) {
+            return Ok(());
+        }
+        self.log(state, Record::Abandoned { handle: node.handle })
     }
 
     /// No times are to be set any more.
@@ -554,7 +619,7 @@ impl Core {
 
     /// Compares the file on the server with what its unsent data was written over. Returns whether
     /// it may be sent.
-    async fn check_base(&self, node: &Arc<Node>) -> Result<bool> {
+    pub async fn check_base(&self, node: &Arc<Node>) -> Result<bool> {
         let asked = self.ask();
         let attr = match self.buffer.getattr(&self.own, &node.handle).await {
             Ok(attr) => attr,
@@ -571,38 +636,34 @@ impl Core {
             Err(error) => return Err(error),
         };
         let signature = WccAttr::from(&attr);
-        let (base, in_doubt) = {
-            let state = node.state.lock();
+        let in_doubt = {
+            let mut state = node.state.lock();
             if state.changed_at > asked {
                 return Ok(true);
             }
-            (state.base.filter(|_| state.settled), state.in_doubt)
-        };
-        if base.is_none_or(|base| attributes::same_data(&base, &signature)) {
-            let mut state = node.state.lock();
-            state.base = Some(signature);
-            state.settled = true;
-            state.in_doubt = false;
-            if state.said.cut_intent.is_some() || state.said.remove_intent {
-                self.log(&mut state, Record::Abandoned { handle: node.handle })?;
+            let known = state.settled && state.changing == 0;
+            let base = state.base.filter(|_| known);
+            if base.is_none_or(|base| attributes::same_data(&base, &signature)) {
+                state.settled = true;
+                // What was sent without an answer may still be on its way.
+                state.in_doubt = state.failing.is_some() && state.said.sending_up_to.is_some();
+                self.no_intents(node, &mut state)?;
+                return self.rebase(node, &mut state, signature);
             }
-            return Ok(true);
-        }
-        if self.was_cut(node, &signature)? {
-            return Ok(true);
-        }
-        if node.state.lock().is_timed(&signature) {
-            let mut state = node.state.lock();
-            state.base = Some(signature);
-            self.log(&mut state, attributes::base_record(node, &signature))?;
-            return Ok(true);
-        }
-        // WRITEs of a process that was killed may have changed it: then the server has some of the
-        // very data that is still here.
+            if self.was_cut(node, &mut state, &signature)? {
+                return Ok(true);
+            }
+            if state.is_timed(&signature) {
+                return self.rebase(node, &mut state, signature);
+            }
+            state.in_doubt
+        };
+        // WRITEs that nobody has heard of again may have changed it: then the server has some of
+        // the very data that was sent.
         if in_doubt && self.has_arrived(node).await? {
             let mut state = node.state.lock();
             state.base = Some(signature);
-            state.in_doubt = false;
+            state.in_doubt = state.failing.is_some();
             return Ok(true);
         }
         let mut state = node.state.lock();
@@ -612,41 +673,78 @@ impl Core {
         Ok(false)
     }
 
-    /// Says whether a process that was killed has cut the file to the size that it has now.
-    fn was_cut(&self, node: &Node, signature: &WccAttr) -> Result<bool> {
-        let mut state = node.state.lock();
-        if state.said.cut_intent != Some(signature.size) {
-            return Ok(false);
+    /// Notes what the unsent data is now over. Returns that it may be sent.
+    fn rebase(&self, node: &Node, state: &mut State, signature: WccAttr) -> Result<bool> {
+        state.base = Some(signature);
+        let said = state.said.base;
+        let known = said.is_some_and(|it| it.size == signature.size && it.mtime == signature.mtime);
+        // The record ends what was said of data being sent: not while there is a doubt about that.
+        if !known && !state.in_doubt {
+            self.log(state, attributes::base_record(node, &signature))?;
         }
-        self.cut(node, &mut state, signature.size)?;
-        state.base = Some(*signature);
-        state.settled = true;
-        state.in_doubt = false;
-        self.log(&mut state, attributes::base_record(node, signature))?;
         Ok(true)
     }
 
-    /// Says whether any piece of what an earlier process was sending is on the server.
+    /// Says whether a process that was killed has cut the file to the size that it has now; then
+    /// our data is cut, too.
+    pub fn was_cut(&self, node: &Node, state: &mut State, signature: &WccAttr) -> Result<bool> {
+        if !state.intents_in_doubt || state.said.cut_intent != Some(signature.size) {
+            return Ok(false);
+        }
+        self.cut(node, state, signature.size, Some(signature))?;
+        state.base = Some(*signature);
+        state.settled = true;
+        state.in_doubt = false;
+        self.log(state, attributes::base_record(node, signature))?;
+        Ok(true)
+    }
+
+    /// Says whether any piece of what was sent without an answer is on the server. What has been
+    /// written over since counts, too, as long as the journal has it; where it has it no more,
+    /// nothing tells, and nothing speaks against it.
     async fn has_arrived(&self, node: &Arc<Node>) -> Result<bool> {
-        let extents = {
+        let suspects = {
             let state = node.state.lock();
-            let sending = state.said.sending_up_to.unwrap_or(u64::MAX);
-            let mut extents = state.dirty.oldest(0, u64::MAX);
-            extents.retain(|extent| extent.seq <= sending);
-            extents
+            let Some(sending) = state.said.sending_up_to else { return Ok(false) };
+            let mut suspects = state.suspects.clone();
+            suspects.retain(|extent| extent.seq <= sending);
+            sample(suspects)
         };
-        if extents.is_empty() {
-            // All of it has been written over since: nothing tells, and nothing speaks against it.
+        if suspects.is_empty() {
             return Ok(true);
         }
-        // Data is sent in the order of offsets: if any has arrived, some of the first has.
-        for extent in extents.into_iter().take(ARRIVALS_MAX) {
-            for (offset, data) in self.read_group(node, vec![extent]).await? {
-                let count = data.len() as u32;
-                let read = self.client.read(&self.own, &node.handle, offset, count).await?;
-                if !data.is_empty() && read.data == data[..] {
+        for some in suspects.chunks(SUSPECTS_AT_ONCE) {
+            let mut found = tokio::task::JoinSet::new();
+            for extent in some {
+                let Some(core) = self.this.upgrade() else { return Err(Error::Interrupted) };
+                let (node, extent) = (node.clone(), *extent);
+                found.spawn(async move { core.is_there(&node, &extent).await });
+            }
+            while let Some(there) = found.join_next().await {
+                if there.unwrap_or(Err(Error::Interrupted))? {
                     return Ok(true);
                 }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Says whether the server has the beginning or the end of a piece, or nothing tells.
+    async fn is_there(&self, node: &Arc<Node>, extent: &Extent) -> Result<bool> {
+        let length = extent.len.min(PROBE_BYTES);
+        let last = Extent {
+            start: extent.end() - u64::from(length),
+            skip: extent.skip + extent.len - length,
+            len: length,
+            ..*extent
+        };
+        let first = Extent { len: length, ..*extent };
+        for probe in [first, last] {
+            let group = self.read_group(node, vec![probe]).await?;
+            let Some((offset, data)) = group.into_iter().next() else { return Ok(true) };
+            let read = self.client.read(&self.own, &node.handle, offset, length).await?;
+            if read.data == data[..] {
+                return Ok(true);
             }
         }
         Ok(false)
@@ -661,6 +759,8 @@ impl Core {
         state.handed = state.committed;
         state.checked = false;
         state.handed_bytes = 0;
+        // Some of what was sent may have arrived.
+        state.in_doubt |= lazy && state.said.sending_up_to.is_some();
         state.waiting_since.get_or_insert_with(Instant::now);
         if silence {
             state.silences += 1;
@@ -755,6 +855,19 @@ impl Core {
         }
         Ok(turn)
     }
+}
+
+/// Takes a part of many pieces: half of it those that are sent first, the rest from all over.
+pub(crate) fn sample(mut extents: Vec<Extent>) -> Vec<Extent> {
+    const FIRST: usize = SUSPECTS_MAX / 2;
+    if extents.len() <= SUSPECTS_MAX {
+        return extents;
+    }
+    extents.sort_by_key(|extent| extent.start);
+    let rest = extents.split_off(FIRST);
+    let step = rest.len().div_ceil(SUSPECTS_MAX - FIRST);
+    extents.extend(rest.into_iter().step_by(step));
+    extents
 }
 
 /// Takes the first extents up to a limit.

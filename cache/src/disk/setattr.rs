@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use gridvfs_vfs::{
-    Allocation, Caller, FileHandle, Result, SetAttr, SetTime, Status, Time, Vfs, Wcc, WccAttr,
+    Allocation, Caller, Error, FileHandle, Result, SetAttr, SetTime, Status, Time, Vfs, Wcc,
+    WccAttr,
 };
 
-use super::node::{ConflictKind, Node};
+use super::node::{ConflictKind, Node, State};
 use super::options::Policy;
 use super::{Core, attributes, now};
 use crate::crash;
@@ -36,9 +37,17 @@ impl Core {
                 self.send(&node, false).await?;
             }
         }
+        let node = self.known(file);
+        let changing = match &node {
+            Some(node) if changes.mtime != SetTime::Keep => Some(node.changing()),
+            _ => None,
+        };
         let asked = self.ask();
         let mut wcc = self.buffer.setattr(caller, file, changes, guard).await?;
-        match self.known(file) {
+        if let Some(changing) = changing {
+            changing.done();
+        }
+        match &node {
             Some(node) => {
                 let mut state = node.state.lock();
                 let quiet = state.can_judge(asked);
@@ -51,12 +60,13 @@ impl Core {
                 if changes.mtime != SetTime::Keep {
                     state.times = Default::default();
                     state.changed_at = self.tick();
+                    self.changed(node, &mut state)?;
                 }
                 let base = state.base;
                 self.note_own(file, wcc.after);
                 self.index.update(file, |known| known.base = base);
                 if let Some(after) = &mut wcc.after {
-                    let lazy = self.treatment(&node).is_lazy();
+                    let lazy = self.treatment(node).is_lazy();
                     state.overlay(after, node.size(), lazy);
                 }
             }
@@ -71,6 +81,18 @@ impl Core {
             }
         }
         Ok(wcc)
+    }
+
+    /// A change of ours that the journal did not tell of has been answered. Unsent data is over
+    /// what it has left.
+    fn changed(&self, node: &Node, state: &mut State) -> Result<()> {
+        let quiet = state.handed <= state.committed && state.changing == 0 && !state.in_doubt;
+        match state.base {
+            Some(base) if state.settled && quiet && !state.dirty.is_empty() => {
+                self.log(state, attributes::base_record(node, &base))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Write-back: times of a file with unsent data are set when the data has been sent; sending it
@@ -111,23 +133,20 @@ impl Core {
             return Err(Status::ROFS.into());
         }
         let _turn = self.hold(&node).await?;
-        if node.is_local() {
-            // Should this process be killed in between, the next one asks the server what became
-            // of it.
-            let mut state = node.state.lock();
-            self.log(&mut state, Record::CutIntent { handle: *file, size })?;
-        }
+        self.intend_cut(&node, size).await?;
         crash::point(crash::Point::BEFORE_CUT);
+        let changing = node.changing();
         let asked = self.ask();
         let changed = self.buffer.setattr(caller, file, changes, guard).await;
         crash::point(crash::Point::AFTER_CUT);
+        if changed.as_ref().map_or_else(is_answer, |_| true) {
+            changing.done();
+        }
         let mut state = node.state.lock();
         let mut wcc = match changed {
             Ok(wcc) => wcc,
             Err(error) => {
-                if state.said.cut_intent.is_some() {
-                    self.log(&mut state, Record::Abandoned { handle: *file })?;
-                }
+                self.log(&mut state, Record::Abandoned { handle: *file })?;
                 return Err(error);
             }
         };
@@ -135,7 +154,8 @@ impl Core {
             && state.can_judge(asked)
             && matches!((&wcc.before, &state.base), (Some(before), Some(base))
                 if !attributes::same_data(before, base));
-        self.cut(&node, &mut state, size)?;
+        let after = wcc.after.as_ref().map(WccAttr::from);
+        self.cut(&node, &mut state, size, after.as_ref())?;
         if foreign {
             if !state.dirty.is_empty() && self.treatment(&node).is_lazy() {
                 self.find_conflict(&node, &mut state, ConflictKind::Changed);
@@ -160,6 +180,26 @@ impl Core {
         Ok(wcc)
     }
 
+    /// Notes that a file is about to be cut: should this process be killed in between, the next one
+    /// asks the server what became of it. To be called with the turn held.
+    pub async fn intend_cut(&self, node: &Arc<Node>, size: u64) -> Result<()> {
+        let in_doubt = {
+            let state = node.state.lock();
+            !state.dirty.is_empty() && (state.in_doubt || state.intents_in_doubt)
+        };
+        if in_doubt {
+            // Afterwards nobody could tell.
+            self.check_base(node).await?;
+        }
+        let mut state = node.state.lock();
+        if let Some(kind) = state.conflict {
+            // The server's version is kept, too.
+            return Err(kind.error());
+        }
+        state.intents_in_doubt = false;
+        self.log(&mut state, Record::CutIntent { handle: node.handle, size })
+    }
+
     /// fallocate(2): everything unsent goes to the server first.
     pub async fn allocate(
         &self,
@@ -179,7 +219,15 @@ impl Core {
         }
         let _turn = self.hold(&node).await?;
         self.wholes.remove(node.key());
+        {
+            let mut state = node.state.lock();
+            if !state.dirty.is_empty() {
+                self.log(&mut state, Record::Sending { handle: *file, up_to_seq: 0 })?;
+            }
+        }
+        let changing = node.changing();
         let wcc = self.buffer.allocate(caller, file, offset, length, how).await?;
+        changing.done();
         {
             let mut state = node.state.lock();
             let end = offset.saturating_add(length);
@@ -197,10 +245,16 @@ impl Core {
         let asked = self.ask();
         if let Ok(mut attr) = self.buffer.getattr(caller, file).await {
             self.observe(file, &mut attr, asked);
+            self.changed(&node, &mut node.state.lock())?;
         } else {
             self.index.update(file, |known| known.attr = None);
             node.set_size(None);
         }
         Ok(wcc)
     }
+}
+
+/// Says whether an error tells that nothing was done.
+pub(crate) fn is_answer(error: &Error) -> bool {
+    matches!(error, Error::Status(_))
 }

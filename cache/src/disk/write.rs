@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use gridvfs_vfs::{Caller, Error, FileHandle, Result, Status, Vfs};
+use gridvfs_vfs::{Caller, Error, FileHandle, Result, Status, Vfs, WccAttr};
 
-use super::attributes::base_record;
+use super::attributes::{base_of, base_record};
 use super::node::{Node, State};
 use super::options::Policy;
 use super::{Core, now};
@@ -252,6 +252,12 @@ impl Core {
             self.journal.append(&record)?;
             state.said.apply(&record);
         }
+        if state.changing > 0 {
+            // A change of ours is under way that may make another version of the base.
+            let record = Record::Sending { handle: node.handle, up_to_seq: 0 };
+            self.journal.append(&record)?;
+            state.said.apply(&record);
+        }
         if let Some(path) = self.index.path_of(&node.handle, &self.root) {
             let record = Record::Path { handle: node.handle, path };
             self.journal.append(&record)?;
@@ -298,13 +304,21 @@ impl Core {
     }
 
     /// Drops unsent data at or behind `size`, and what is stored there. Nothing of the file is to
-    /// be under way ([`Core::hold`]).
-    pub fn cut(&self, node: &Node, state: &mut State, size: u64) -> Result<()> {
+    /// be under way ([`Core::hold`]). `after`: what the server's file is like now, if known.
+    pub fn cut(
+        &self,
+        node: &Node,
+        state: &mut State,
+        size: u64,
+        after: Option<&WccAttr>,
+    ) -> Result<()> {
         self.wholes.remove(node.key());
         let old = node.size().unwrap_or(u64::MAX);
         state.overtake(size.min(old), u64::MAX);
-        if !state.dirty.is_empty() {
-            self.log(state, Record::Cut { handle: node.handle, size, base: None })?;
+        if !state.dirty.is_empty() || state.said.cut_intent.is_some() {
+            let base = after.map(|after| base_of(node, after));
+            self.log(state, Record::Cut { handle: node.handle, size, base })?;
+            state.intents_in_doubt &= state.said.remove_intent;
             let freed = state.dirty.truncate(size);
             add(&self.counters.dropped_bytes, freed_bytes(&freed));
             node.note_dirty(state);

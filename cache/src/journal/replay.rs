@@ -6,7 +6,7 @@ use gridvfs_vfs::{FileHandle, Time};
 
 use super::Journal;
 use super::record::{Base, Place, Record};
-use crate::dirty::{Dirty, Freed};
+use crate::dirty::{Dirty, Extent, Freed};
 
 /// What the journal says of a file beside its data. The owner keeps one for each dirty file, tells
 /// it every record that it appends, and can append it all again when a segment is reclaimed.
@@ -111,6 +111,12 @@ pub struct RecoveredFile {
     pub caller: Option<(u32, u32)>,
     /// The last write's time.
     pub written: Option<Time>,
+    /// It was written after [`FileState::mtime`] was to be set, so that this is no longer so.
+    pub touched: bool,
+    /// Data that may be on the server without being known to be: all writes up to
+    /// [`FileState::sending_up_to`] that no COMMIT has covered, those that were overwritten since
+    /// among them. Those may be gone from the journal.
+    pub suspects: Vec<Extent>,
 }
 
 impl RecoveredFile {
@@ -164,7 +170,34 @@ struct Gathered {
     state: FileState,
     caller: Option<(u32, u32)>,
     written: Option<Time>,
+    touched: bool,
     changes: Vec<(u64, Change)>,
+}
+
+impl Gathered {
+    /// See [`RecoveredFile::suspects`].
+    fn suspects(&self) -> Vec<Extent> {
+        let mut suspects: Vec<Extent> = Vec::new();
+        let Some(sending) = self.state.sending_up_to else { return suspects };
+        for (order, change) in &self.changes {
+            match change {
+                Change::Write { offset, place, .. } if *order <= sending => {
+                    suspects.push(Extent {
+                        start: *offset,
+                        len: place.length,
+                        skip: 0,
+                        seq: *order,
+                        place: *place,
+                    });
+                }
+                Change::Clear { up_to_seq, start: 0, end: u64::MAX } => {
+                    suspects.retain(|extent| extent.seq > *up_to_seq);
+                }
+                _ => {}
+            }
+        }
+        suspects
+    }
 }
 
 impl Rebuild {
@@ -177,6 +210,7 @@ impl Rebuild {
     pub fn push(&mut self, seq: u64, record: &Record, place: Option<Place>) {
         let file = self.files.entry(*record.handle()).or_default();
         file.state.apply(record);
+        file.touched &= !matches!(record, Record::Times { .. });
         let mut order = seq;
         let all = Change::Clear { up_to_seq: u64::MAX, start: 0, end: u64::MAX };
         let change = match record {
@@ -187,6 +221,7 @@ impl Rebuild {
                     file.caller = Some((write.uid, write.gid));
                     file.written = Some(write.time);
                 }
+                file.touched |= write.carried.is_none();
                 Change::Write { offset: write.offset, epoch: write.epoch, place }
             }
             Record::Barrier { .. } => Change::Barrier,
@@ -208,8 +243,10 @@ impl Rebuild {
         let mut dead = Freed::new();
         for (handle, mut gathered) in self.files {
             gathered.changes.sort_by_key(|(order, _)| *order);
-            let Gathered { state, caller, written, changes } = gathered;
-            let mut file = RecoveredFile { dirty: Dirty::new(), state, caller, written };
+            let suspects = gathered.suspects();
+            let Gathered { state, caller, written, touched, changes } = gathered;
+            let dirty = Dirty::new();
+            let mut file = RecoveredFile { dirty, state, caller, written, touched, suspects };
             for (order, change) in changes {
                 file.change(order, change, &mut dead);
             }
