@@ -145,7 +145,10 @@ impl Core {
         let more_epochs = state.dirty.epochs() > 1;
         let hurry = self.hurry.load(Ordering::Acquire);
         let wanted = state.flush_wanted.max(state.commit_wanted);
-        if self.is_held() && wanted <= state.handed && !hurry {
+        let held = self.is_held() && !hurry;
+        let awaited = state.flush_wanted > state.answered.max(state.committed)
+            || state.commit_wanted > state.committed;
+        if held && !awaited {
             return Step::Wait(None);
         }
         let since = state.waiting_since.unwrap_or(now);
@@ -156,7 +159,8 @@ impl Core {
             since + GATHER_DELAY
         };
         let full = !lazy && state.waiting_bytes >= FULL_BYTES;
-        if waiting && (hurry || full || wanted > state.handed || now >= due_at) {
+        let due = !held && (full || now >= due_at);
+        if waiting && (hurry || due || wanted > state.handed) {
             return Step::Hand;
         }
         let uncommitted = state.handed > state.committed;
@@ -176,7 +180,7 @@ impl Core {
             return Step::Commit(state.handed);
         }
         let times = [
-            waiting.then_some(due_at),
+            (waiting && !held).then_some(due_at),
             (uncommitted && !state.committing && !waiting).then_some(commit_at),
         ];
         Step::Wait(times.into_iter().flatten().min())

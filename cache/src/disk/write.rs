@@ -322,6 +322,8 @@ impl Core {
             node.note_dirty(state);
             self.count_freed(&freed);
             self.release(freed);
+            // There may be nothing left for the driver to wait with.
+            node.wake.notify_one();
         }
         if size < old {
             self.store.cut(node.key(), size, old);

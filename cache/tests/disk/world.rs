@@ -119,9 +119,11 @@ pass_on! {
     allocate(file: &FileHandle, offset: u64, length: u64, how: Allocation) -> Wcc;
 }
 
-/// Everything of a test; it is gone when this is dropped.
+/// Everything of a test.
 pub struct World {
-    pub folder: tempfile::TempDir,
+    folder: PathBuf,
+    /// Gone when this is dropped.
+    _owned: Option<tempfile::TempDir>,
     pub settings: Settings,
     pub geometry: Geometry,
 }
@@ -146,30 +148,37 @@ pub fn settings(policy: Policy, consistency: Consistency) -> Settings {
 
 impl World {
     pub fn new(policy: Policy, consistency: Consistency) -> Self {
+        let folder = Self::folder();
+        let world = Self::at(folder.path(), settings(policy, consistency));
+        Self { _owned: Some(folder), ..world }
+    }
+
+    /// Makes a folder for a world.
+    pub fn folder() -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("folder");
         for name in ["export", "cache"] {
             std::fs::create_dir(folder.path().join(name)).expect("made");
         }
+        folder
+    }
+
+    /// A world in a folder that somebody else has made and removes.
+    pub fn at(folder: &Path, settings: Settings) -> Self {
         let geometry = Geometry { size_bytes: 16 << 20, banks: 4, ways: 4, ..Geometry::default() };
-        Self { folder, settings: settings(policy, consistency), geometry }
+        Self { folder: folder.into(), _owned: None, settings, geometry }
     }
 
     /// A file's path on the server.
     pub fn at_server(&self, name: &str) -> PathBuf {
-        self.folder.path().join("export").join(name)
+        self.folder.join("export").join(name)
     }
 
     pub fn cache_dir(&self) -> PathBuf {
-        self.folder.path().join("cache")
+        self.folder.join("cache")
     }
 
     pub fn open(&self) -> Session {
-        open(
-            &self.folder.path().join("export"),
-            &self.cache_dir(),
-            self.settings.clone(),
-            self.geometry,
-        )
+        open(&self.folder.join("export"), &self.cache_dir(), self.settings.clone(), self.geometry)
     }
 }
 
