@@ -86,26 +86,33 @@ impl Core {
             let foreign =
                 state.settled && state.base.is_some_and(|base| !same_data(&base, &signature));
             let unsent = !state.dirty.is_empty();
-            if foreign && unsent && self.was_cut(&node, &mut state, &signature).unwrap_or(false) {
+            let same = state.base.is_some_and(|base| same_data(&base, &signature));
+            if unsent && !same && self.was_cut(&node, &mut state, &signature).unwrap_or(false) {
                 // Before anybody learns how large the file is, and writes to it.
                 self.index.update(handle, |known| self.note_attr(known, &server));
                 node.size_at_least(&state, server.size, asked);
                 return state.overlay(attr, node.size(), lazy);
             }
-            if foreign && (unsent || state.recovered) && state.may_be_ours(&signature) {
+            if foreign && unsent && state.may_be_ours(&signature) {
                 // The driver finds out before it sends anything.
                 node.size_at_least(&state, server.size, asked);
                 self.index.update(handle, |known| self.note_attr(known, &server));
                 return state.overlay(attr, node.size(), lazy);
             }
             state.settled = true;
-            if foreign && state.dirty.is_empty() {
+            if foreign && !unsent && state.recovered && state.is_timed(&signature) {
+                // The times of an earlier process: set, but not known to be.
+            } else if foreign && !unsent {
                 self.renew(&node, &mut state, Some(signature));
                 if state.recovered {
                     // What an earlier process had left to be done is not to be done to this.
                     self.nothing_left(&node, &mut state);
                 }
             } else if foreign && lazy {
+                eprintln!(
+                    "OBSERVED {signature:?} asked {asked} changed_at {} times {:?} rec {} int {}",
+                    state.changed_at, state.times, state.recovered, state.intents_in_doubt
+                );
                 self.find_conflict(&node, &mut state, ConflictKind::Changed);
             } else if foreign {
                 // As NFS clients do: what is being written goes over what others have written.

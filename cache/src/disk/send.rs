@@ -199,7 +199,8 @@ impl Core {
     async fn hand_batch(&self, node: &Arc<Node>, lazy: bool) -> Result<()> {
         let check = {
             let state = node.state.lock();
-            (lazy || state.in_doubt) && !state.checked && state.handed <= state.committed
+            let doubt = state.in_doubt || state.intents_in_doubt;
+            (lazy || doubt) && !state.checked && state.handed <= state.committed
         };
         if check && !self.check_base(node).await? {
             return Ok(());
@@ -642,15 +643,16 @@ impl Core {
             }
             let known = state.settled && state.changing == 0;
             let base = state.base.filter(|_| known);
-            if base.is_none_or(|base| attributes::same_data(&base, &signature)) {
+            let same = base.is_some_and(|base| attributes::same_data(&base, &signature));
+            if !same && self.was_cut(node, &mut state, &signature)? {
+                return Ok(true);
+            }
+            if same || base.is_none() {
                 state.settled = true;
                 // What was sent without an answer may still be on its way.
                 state.in_doubt = state.failing.is_some() && state.said.sending_up_to.is_some();
                 self.no_intents(node, &mut state)?;
                 return self.rebase(node, &mut state, signature);
-            }
-            if self.was_cut(node, &mut state, &signature)? {
-                return Ok(true);
             }
             if state.is_timed(&signature) {
                 return self.rebase(node, &mut state, signature);

@@ -246,16 +246,22 @@ impl Core {
 
     /// Notes in the journal what the file is like that is about to have unsent data.
     pub fn begin(&self, node: &Node, state: &mut State) -> std::io::Result<()> {
-        if let Some(base) = &state.base {
-            let record = base_record(node, base);
-            self.journal.append(&record)?;
-            state.said.apply(&record);
-        }
-        if state.changing > 0 {
-            // A change of ours is under way that may make another version of the base.
-            let record = Record::Sending { handle: node.handle, up_to_seq: 0 };
-            self.journal.append(&record)?;
-            state.said.apply(&record);
+        // A change of ours that is under way, or whose outcome is not known, may make another
+        // version of the base.
+        let known = state.settled && state.changing == 0;
+        match state.base.filter(|_| known) {
+            Some(base) => {
+                let record = base_record(node, &base);
+                self.journal.append(&record)?;
+                state.said.apply(&record);
+            }
+            None if state.said != Default::default() => {
+                // What was said of it when it last had unsent data is true no more.
+                let record = Record::Removed { handle: node.handle };
+                self.journal.append(&record)?;
+                state.said.apply(&record);
+            }
+            None => {}
         }
         if let Some(path) = self.index.path_of(&node.handle, &self.root) {
             let record = Record::Path { handle: node.handle, path };

@@ -151,7 +151,7 @@ fn live(seed: u64, deaths: &Mutex<BTreeMap<&'static str, u64>>) -> Result<(), St
             let last: Vec<_> = told.lines().rev().take(2).collect();
             let step = orders.first_step + told.matches("begin").count() as u64;
             let steps = describe(seed, step.saturating_sub(12)..step);
-            format!("turn {turn}, {death:?}, {last:?}: {error}\n{steps}")
+            format!("turn {turn}, {death:?}, {last:?}: {steps}\n{error}")
         })?;
         follow(folder.path(), &mut orders);
         if killed {
