@@ -109,10 +109,6 @@ impl Core {
                     self.nothing_left(&node, &mut state);
                 }
             } else if foreign && lazy {
-                eprintln!(
-                    "OBSERVED {signature:?} asked {asked} changed_at {} times {:?} rec {} int {}",
-                    state.changed_at, state.times, state.recovered, state.intents_in_doubt
-                );
                 self.find_conflict(&node, &mut state, ConflictKind::Changed);
             } else if foreign {
                 // As NFS clients do: what is being written goes over what others have written.

@@ -78,17 +78,6 @@ impl Core {
             return;
         }
         state.conflict = Some(kind);
-        eprintln!(
-            "CONFLICT {kind} base={:?} said={:?} doubt={} suspects={} newest={} handed={} committed={}\n{}",
-            state.base,
-            state.said,
-            state.in_doubt,
-            state.suspects.len(),
-            state.newest,
-            state.handed,
-            state.committed,
-            std::backtrace::Backtrace::force_capture()
-        );
         add(&self.counters.conflicts, 1);
         if let Err(error) =
             self.log(state, Record::Conflict { handle: node.handle, kind: kind.code() })

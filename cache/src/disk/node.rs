@@ -50,6 +50,8 @@ pub(crate) struct Fetch {
     pub end: u64,
     /// Something in the range has changed since: the answer may be older.
     pub overtaken: bool,
+    /// Data in the range has gone from the journal to the server since: the answer may lack it.
+    pub outdated: bool,
 }
 
 /// Why write-back of a file has stopped.
@@ -288,6 +290,16 @@ impl State {
         for fetch in &mut self.fetches {
             if fetch.start < end && start < fetch.end {
                 fetch.overtaken = true;
+            }
+        }
+    }
+
+    /// Marks the READs under way whose answers may lack data that has left the journal.
+    pub fn outdate(&mut self, start: u64, end: u64) {
+        for fetch in &mut self.fetches {
+            if fetch.start < end && start < fetch.end {
+                fetch.overtaken = true;
+                fetch.outdated = true;
             }
         }
     }

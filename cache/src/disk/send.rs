@@ -386,9 +386,13 @@ impl Core {
     ) -> Result<()> {
         let keeps = self.treatment(node).keeps();
         let (extents, key, conflict) = {
-            let state = node.state.lock();
+            let mut state = node.state.lock();
             let mut extents = state.dirty.oldest(0, u64::MAX);
             extents.retain(|extent| extent.seq <= target);
+            if !state.fetches.is_empty() {
+                // What is asked for from now on has the data.
+                extents.iter().for_each(|extent| state.outdate(extent.start, extent.end()));
+            }
             (extents, node.key(), state.conflict.is_some())
         };
         if keeps && !conflict {
