@@ -158,6 +158,12 @@ impl Core {
         }
     }
 
+    /// Notes that what is stored of a file was changed by us.
+    pub fn note_written(&self, node: &Node) {
+        let period = self.period();
+        self.index.update(&node.handle, |known| known.written = period);
+    }
+
     /// Takes what a change of ours left of a file's data (SETATTR of the size).
     pub fn own_change(&self, node: &Node, state: &mut State, wcc: &Wcc) {
         state.changed_at = self.tick();

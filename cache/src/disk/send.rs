@@ -397,6 +397,9 @@ impl Core {
         };
         if keeps && !conflict {
             self.store_sent(node, key, extents);
+            // Before anybody notes the version that the file has now: until the store is durable, a
+            // power loss may bring back what was stored before.
+            self.note_written(node);
         }
         crash::point(crash::Point::AFTER_STORE);
         let mut state = node.state.lock();

@@ -88,11 +88,15 @@ impl Core {
                     {
                         continue;
                     }
-                    // With nothing to be sent there is nothing to wait for. It may just have gone.
-                    if self.dirty_bytes() == 0 && std::mem::replace(&mut empty, true) {
-                        return Err(Status::NOSPC.into());
+                    // With nothing to be sent there is nothing to wait for but the journal's room.
+                    if self.dirty_bytes() == 0 {
+                        let freed = self.empty_journal().await;
+                        if freed == 0 && std::mem::replace(&mut empty, true) {
+                            return Err(Status::NOSPC.into());
+                        }
                     }
                     self.hurry();
+                    self.reclaim.notify_one();
                     let _ = tokio::time::timeout(ROOM_PAUSE, room).await;
                     given_back = false;
                     if let Some(error) = self.stuck() {
@@ -101,6 +105,16 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Deletes what the journal holds of data that was sent. Returns how many bytes.
+    async fn empty_journal(&self) -> u64 {
+        let Some(core) = self.this.upgrade() else { return 0 };
+        let reclaimed = self.runtime.spawn_blocking(move || core.reclaim(true)).await;
+        reclaimed.unwrap_or(Ok(0)).unwrap_or_else(|error| {
+            log::warn!("the journal: {error}");
+            0
+        })
     }
 
     /// How much data is unsent.

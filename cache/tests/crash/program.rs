@@ -249,7 +249,7 @@ pub fn run(world: &World, orders: &Orders, log: &mut File) {
     let candidates: Vec<_> = orders.histories.iter().map(|steps| after(seed, steps)).collect();
     let mut files = candidates[0].clone();
     // Some begin at once, while what the process before has left is looked at.
-    if candidates.len() > 1 || seed.wrapping_add(orders.first_step) % 3 != 0 {
+    if candidates.len() > 1 || !seed.wrapping_add(orders.first_step).is_multiple_of(3) {
         let chosen = choose(&read_all(&session), &candidates);
         tell("chosen", chosen as u64);
         files = candidates[chosen].clone();
