@@ -148,8 +148,9 @@ fn one(test: &str, seed: u64) -> bool {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 std::thread::sleep(lasts);
-                disk.cut_power();
+                // An fsync that ends from now on may have ended too late.
                 off.store(true, Ordering::SeqCst);
+                disk.cut_power();
             });
             while !off.load(Ordering::SeqCst) {
                 let file = dice.below(FILES) as usize;
@@ -167,7 +168,8 @@ fn one(test: &str, seed: u64) -> bool {
                     }
                     6..8 => {
                         let before: Vec<_> = written[file].iter().map(Vec::len).collect();
-                        if session.fsync(&files[file]).is_ok() {
+                        let synced = session.fsync(&files[file]).is_ok();
+                        if synced && !off.load(Ordering::SeqCst) {
                             let kept = written[file].iter_mut().zip(before);
                             kept.for_each(|(all, count)| drop(all.drain(..count - 1)));
                         }
