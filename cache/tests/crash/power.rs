@@ -109,6 +109,11 @@ fn block(version: u64) -> Vec<u8> {
     version.to_le_bytes().repeat(BLOCK / 8)
 }
 
+/// The MiB of that number of a file: quickly made.
+pub fn mebibyte(number: u64) -> Vec<u8> {
+    (0..256).map(|at| block(number << 8 | at)).collect::<Vec<_>>().concat()
+}
+
 /// Returns the version that a block is of; `None` if it is of none.
 fn version_of(data: &[u8]) -> Option<u64> {
     let version = u64::from_le_bytes(data.get(..8)?.try_into().ok()?);
@@ -298,20 +303,19 @@ fn on_a_full_disk_clean_blocks_go_first_and_writers_wait() {
     assert!(stored > 60 << 20, "{stored} bytes are stored");
     // More than there is room for beside the clean blocks.
     let file = session.create("a");
-    let part = |number: u64| pattern(100 + number, 1 << 20);
     for number in 0..120 {
-        session.write(&file, number << 20, &part(number)).expect("clean blocks make room");
+        session.write(&file, number << 20, &mebibyte(number)).expect("clean blocks make room");
     }
     assert!(session.cache.stored(&big).0 < stored, "clean blocks went");
     // More than there is room for at all: writers wait while it is sent.
     for number in 120..260 {
-        session.write(&file, number << 20, &part(number)).expect("what was sent makes room");
+        session.write(&file, number << 20, &mebibyte(number)).expect("what was sent makes room");
     }
     // The server takes nothing: then there is no more room, and it is said.
     session.far.refuse.store(gridvfs_vfs::Status::NOSPC.0, Ordering::SeqCst);
     let mut number = 260;
     let error = loop {
-        match session.write(&file, number << 20, &part(number)) {
+        match session.write(&file, number << 20, &mebibyte(number)) {
             Ok(()) => number += 1,
             Err(error) => break error,
         }
@@ -319,12 +323,13 @@ fn on_a_full_disk_clean_blocks_go_first_and_writers_wait() {
     };
     assert_eq!(error.status(), gridvfs_vfs::Status::NOSPC);
     session.far.refuse.store(0, Ordering::SeqCst);
-    session.wait(session.cache.write_back()).expect("written back");
-    session.write(&file, number << 20, &part(number)).expect("there is room again");
+    // An answer from before may still be under way.
+    eventually("written back", || session.wait(session.cache.write_back()).is_ok());
+    session.write(&file, number << 20, &mebibyte(number)).expect("there is room again");
     session.close().expect("ended");
     let server = std::fs::read(export.join("a")).expect("there");
     assert_eq!(server.len() as u64, (number + 1) << 20);
     for (at, data) in server.chunks(1 << 20).enumerate() {
-        assert!(data == part(at as u64), "MiB {at} is another");
+        assert!(data == mebibyte(at as u64), "MiB {at} is another");
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use gridvfs_cache::disk::{AtEnd, ConflictKind, Consistency, OpenError, Policy};
 use gridvfs_vfs::{Error, SetAttr, SetTime, Status, Time, Vfs};
 
+use super::power::mebibyte;
 use super::world::*;
 
 fn lazy_world() -> World {
@@ -154,9 +155,8 @@ fn much_unsent_data_stays_here_when_it_is_to_be_preserved() {
     world.settings.at_end = AtEnd::Preserve;
     let session = world.open();
     let file = session.create("a");
-    let part = |number: u64| pattern(number + 1, 1 << 20);
     for number in 0..300 {
-        session.write(&file, number << 20, &part(number)).expect("written");
+        session.write(&file, number << 20, &mebibyte(number)).expect("written");
     }
     session.far.cut.store(true, Ordering::SeqCst);
     let begun = SystemTime::now();
@@ -169,7 +169,7 @@ fn much_unsent_data_stays_here_when_it_is_to_be_preserved() {
     session.close().expect("ended");
     let server = at_server(&world, "a");
     assert_eq!(server.len(), 300 << 20);
-    assert!(server.chunks(1 << 20).enumerate().all(|(at, data)| data == part(at as u64)));
+    assert!(server.chunks(1 << 20).enumerate().all(|(at, data)| data == mebibyte(at as u64)));
 }
 
 #[test]
