@@ -141,6 +141,9 @@ pub(crate) struct State {
     /// What the journal says of an intended cut or removal is of an earlier process: it may have
     /// come about.
     pub intents_in_doubt: bool,
+    /// The unsent data is an earlier process's: whatever the policy, others may have changed the file
+    /// since.
+    pub inherited: bool,
     /// There is no unsent data, but something else that an earlier process has left to be done.
     pub recovered: bool,
     /// Changes of ours under way that the journal does not tell of.
@@ -214,6 +217,7 @@ impl Node {
                 in_doubt: false,
                 suspects: Vec::new(),
                 intents_in_doubt: false,
+                inherited: false,
                 recovered: false,
                 changing: 0,
             }),

@@ -199,7 +199,7 @@ impl Core {
     async fn hand_batch(&self, node: &Arc<Node>, lazy: bool) -> Result<()> {
         let check = {
             let state = node.state.lock();
-            let doubt = state.in_doubt || state.intents_in_doubt;
+            let doubt = state.in_doubt || state.intents_in_doubt || state.inherited;
             (lazy || doubt) && !state.checked && state.handed <= state.committed
         };
         if check && !self.check_base(node).await? {
@@ -211,6 +211,7 @@ impl Core {
                 return Ok(());
             }
             state.checked = true;
+            state.inherited = false;
             state.waiting_since = None;
             state.waiting_bytes = 0;
             let target = state.dirty.oldest_newest_seq();
@@ -412,7 +413,8 @@ impl Core {
             up_to_seq: target,
             start: 0,
             end: u64::MAX,
-            base: base.map(|base| attributes::base_of(node, &base)),
+            // In write-through it is a guess: answers to WRITEs come in any order.
+            base: base.filter(|_| lazy).map(|base| attributes::base_of(node, &base)),
         };
         self.log(&mut state, sent)?;
         crash::point(crash::Point::AFTER_SENT);
