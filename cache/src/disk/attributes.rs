@@ -125,7 +125,10 @@ impl Core {
         let base = state.base;
         self.index.update(handle, |known| {
             known.base = base;
-            self.note_attr(known, &server);
+            // An answer from before a change of ours tells what is no more.
+            if state.changed_at <= asked {
+                self.note_attr(known, &server);
+            }
         });
         state.overlay(attr, node.size(), lazy);
     }
