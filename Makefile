@@ -14,7 +14,7 @@ DEPS := tests/support/deps.sh
 SCRIPTS := .ci/run bench/demo.sh $(wildcard tests/support/*.sh bench/guest/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-bench build demo test bench-link fmt lint clean install
+.PHONY: help deps deps-bench build demo test test-crash bench-link fmt lint clean install
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,10 @@ test: ## Formatting, lints and all tests; says which tests were skipped
 	$(CARGO) clippy --workspace --all-targets --profile $(PROFILE) -- -D warnings
 	$(CARGO) build --workspace --bins --profile $(PROFILE)
 	@tests/support/run-tests.sh --profile $(PROFILE)
+
+test-crash: ## The crash harness at length: 1,000 kills, 150 power losses
+	GRIDVFS_CRASH_KILLS=1000 GRIDVFS_CRASH_LOSSES=150 $(CARGO) test -p gridvfs-cache \
+		--profile $(PROFILE) --test crash -- --show-output nothing_acknowledged power_loss
 
 bench-link: ## Measure sequential transfer over the emulated link against iperf3
 	@$(DEPS) build test bench

@@ -101,20 +101,23 @@ impl Core {
             let foreign =
                 state.settled && state.base.is_some_and(|base| !same_data(&base, &signature));
             let unsent = !state.dirty.is_empty();
-            if foreign && unsent && self.was_cut(&node, &mut state, &signature).unwrap_or(false) {
+            let same = state.base.is_some_and(|base| same_data(&base, &signature));
+            if unsent && !same && self.was_cut(&node, &mut state, &signature).unwrap_or(false) {
                 // Before anybody learns how large the file is, and writes to it.
                 self.index.update(handle, |known| self.note_attr(known, &server));
                 node.size_at_least(&state, server.size, asked);
                 return state.overlay(attr, node.size(), lazy);
             }
-            if foreign && (unsent || state.recovered) && state.may_be_ours(&signature) {
+            if foreign && unsent && state.may_be_ours(&signature) {
                 // The driver finds out before it sends anything.
                 node.size_at_least(&state, server.size, asked);
                 self.index.update(handle, |known| self.note_attr(known, &server));
                 return state.overlay(attr, node.size(), lazy);
             }
             state.settled = true;
-            if foreign && state.dirty.is_empty() {
+            if foreign && !unsent && state.recovered && state.is_timed(&signature) {
+                // The times of an earlier process: set, but not known to be.
+            } else if foreign && !unsent {
                 self.renew(&node, &mut state, Some(signature));
                 if state.recovered {
                     // What an earlier process had left to be done is not to be done to this.
@@ -137,7 +140,10 @@ impl Core {
         let base = state.base;
         self.index.update(handle, |known| {
             known.base = base;
-            self.note_attr(known, &server);
+            // An answer from before a change of ours tells what is no more.
+            if state.changed_at <= asked {
+                self.note_attr(known, &server);
+            }
         });
         state.overlay(attr, node.size(), lazy);
     }
@@ -172,6 +178,12 @@ impl Core {
         if !self.pins.lock().is_empty() {
             self.repin();
         }
+    }
+
+    /// Notes that what is stored of a file was changed by us.
+    pub fn note_written(&self, node: &Node) {
+        let period = self.period();
+        self.index.update(&node.handle, |known| known.written = period);
     }
 
     /// Takes what a change of ours left of a file's data (SETATTR of the size).

@@ -78,6 +78,11 @@ impl Core {
             return;
         }
         state.conflict = Some(kind);
+        if node.size().is_none() {
+            // The mount shows ours.
+            let base = state.base.map_or(0, |base| base.size);
+            node.set_size(Some(base.max(state.dirty.end())));
+        }
         add(&self.counters.conflicts, 1);
         if let Err(error) =
             self.log(state, Record::Conflict { handle: node.handle, kind: kind.code() })

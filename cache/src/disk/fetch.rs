@@ -35,15 +35,29 @@ impl Registered<'_> {
     }
 }
 
+impl Registered<'_> {
+    fn is_outdated(&self) -> bool {
+        let state = self.node.state.lock();
+        state.fetches.iter().any(|fetch| fetch.number == self.number && fetch.outdated)
+    }
+}
+
 impl Core {
     pub(super) fn register<'a>(&self, node: &'a Node, start: u64, end: u64) -> Registered<'a> {
         let number = self.fetch_number.fetch_add(1, Ordering::Relaxed);
-        node.state.lock().fetches.push(Fetch { number, start, end, overtaken: false });
+        node.state.lock().fetches.push(Fetch {
+            number,
+            start,
+            end,
+            overtaken: false,
+            outdated: false,
+        });
         Registered { node, number }
     }
 
     /// Reads `start..end`, and a little around it, from below, and stores it. Returns where the
-    /// answer begins, the data, and whether it reaches the server's end of file.
+    /// answer begins, the data, and whether it reaches the server's end of file; `None` if it may
+    /// lack what was sent meanwhile.
     pub async fn fetch(
         &self,
         caller: &Caller,
@@ -51,7 +65,7 @@ impl Core {
         treatment: Treatment,
         start: u64,
         end: u64,
-    ) -> Result<(u64, Bytes, bool)> {
+    ) -> Result<Option<(u64, Bytes, bool)>> {
         let (start, end) = treatment.around(start, end);
         let registered = self.register(node, start, end);
         let key = node.key();
@@ -63,7 +77,7 @@ impl Core {
                 self.store.cut(key, start, end);
             }
         }
-        Ok((start, data, eof))
+        Ok((!registered.is_outdated()).then_some((start, data, eof)))
     }
 
     /// Stores what was fetched. A full disk is no error of the reader's.

@@ -104,9 +104,9 @@ impl Core {
         self.refuse_if_read_only()?;
         let cuts = matches!(how, CreateHow::Unchecked(SetAttr { size: Some(_), .. }));
         // The name may be of a file with unsent data, which is cut: nothing of it may be under way.
-        let before = match self.index.lookup(dir, name) {
-            Name::Here(handle) if cuts => self.known(&handle),
-            _ => None,
+        let before = match cuts {
+            true => self.file_of_name(caller, dir, name).await?.and_then(|file| self.known(&file)),
+            false => None,
         };
         let mut changing = None;
         let _turn = match &before {
@@ -159,12 +159,31 @@ impl Core {
         Ok(created)
     }
 
+    /// Returns the file of a name that is about to go. It has to be known if any file has unsent
+    /// data: it may be this one.
+    async fn file_of_name(
+        &self,
+        caller: &Caller,
+        dir: &FileHandle,
+        name: &[u8],
+    ) -> Result<Option<FileHandle>> {
+        match self.index.lookup(dir, name) {
+            Name::Here(handle) => Ok(Some(handle)),
+            Name::Unknown if self.dirty_bytes() > 0 => {
+                match self.buffer.lookup(caller, dir, name).await {
+                    Ok(entry) => Ok(Some(entry.handle)),
+                    // What is wrong with it the change itself will say.
+                    Err(Error::Status(_)) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            }
+            _ => Ok(None),
+        }
+    }
+
     pub async fn remove(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Wcc> {
         self.refuse_if_read_only()?;
-        let child = match self.index.lookup(dir, name) {
-            Name::Here(handle) => Some(handle),
-            _ => None,
-        };
+        let child = self.file_of_name(caller, dir, name).await?;
         self.intend_removal(child.as_ref())?;
         match self.buffer.remove(caller, dir, name).await {
             Ok(wcc) => {
@@ -197,14 +216,17 @@ impl Core {
     async fn name_gone(&self, caller: &Caller, child: Option<&FileHandle>) {
         crash::point(crash::Point::AFTER_REMOVE);
         let Some(handle) = child else { return };
+        let local = self.known(handle).is_some_and(|node| node.is_local());
         let links = self.index.node(handle).and_then(|known| known.attr).map(|attr| attr.links);
-        if links == Some(1) {
+        // Others may have moved the file away and put another one in its place.
+        let believed = !local || self.settings.read().consistency.trusts();
+        if links == Some(1) && believed {
             self.discard(handle);
             self.index.forget_node(handle);
             return;
         }
         self.note_own(handle, None);
-        if self.known(handle).is_some_and(|node| node.is_local())
+        if local
             && let Err(Error::Status(Status::STALE | Status::BADHANDLE | Status::NOENT)) =
                 self.buffer.getattr(caller, handle).await
         {
@@ -256,12 +278,9 @@ impl Core {
         no_replace: bool,
     ) -> Result<(Wcc, Wcc)> {
         self.refuse_if_read_only()?;
-        let find = |(dir, name): (&FileHandle, &[u8])| match self.index.lookup(dir, name) {
-            Name::Here(handle) => Some(handle),
-            _ => None,
-        };
-        let moved = find(from);
-        let replaced = find(to).filter(|handle| Some(*handle) != moved);
+        let moved = self.file_of_name(caller, from.0, from.1).await?;
+        let target = self.file_of_name(caller, to.0, to.1).await?;
+        let replaced = target.filter(|handle| Some(*handle) != moved);
         self.intend_removal(replaced.as_ref())?;
         let renamed = self.buffer.rename(caller, from.0, from.1, to.0, to.1, no_replace).await;
         let (from_wcc, to_wcc) = match renamed {
@@ -275,7 +294,7 @@ impl Core {
                 return Err(error);
             }
         };
-        if moved.is_some() && moved == find(to) {
+        if moved.is_some() && moved == target {
             // Two names of one file: nothing was done.
             self.index.forget_name(from.0, from.1);
             self.index.forget_name(to.0, to.1);

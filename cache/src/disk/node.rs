@@ -50,6 +50,8 @@ pub(crate) struct Fetch {
     pub end: u64,
     /// Something in the range has changed since: the answer may be older.
     pub overtaken: bool,
+    /// Data in the range has gone from the journal to the server since: the answer may lack it.
+    pub outdated: bool,
 }
 
 /// Why write-back of a file has stopped.
@@ -139,6 +141,9 @@ pub(crate) struct State {
     /// What the journal says of an intended cut or removal is of an earlier process: it may have
     /// come about.
     pub intents_in_doubt: bool,
+    /// The unsent data is an earlier process's: whatever the policy, others may have changed the file
+    /// since.
+    pub inherited: bool,
     /// There is no unsent data, but something else that an earlier process has left to be done.
     pub recovered: bool,
     /// Changes of ours under way that the journal does not tell of.
@@ -212,6 +217,7 @@ impl Node {
                 in_doubt: false,
                 suspects: Vec::new(),
                 intents_in_doubt: false,
+                inherited: false,
                 recovered: false,
                 changing: 0,
             }),
@@ -288,6 +294,16 @@ impl State {
         for fetch in &mut self.fetches {
             if fetch.start < end && start < fetch.end {
                 fetch.overtaken = true;
+            }
+        }
+    }
+
+    /// Marks the READs under way whose answers may lack data that has left the journal.
+    pub fn outdate(&mut self, start: u64, end: u64) {
+        for fetch in &mut self.fetches {
+            if fetch.start < end && start < fetch.end {
+                fetch.overtaken = true;
+                fetch.outdated = true;
             }
         }
     }

@@ -194,12 +194,13 @@ impl DiskCache {
             store.clear();
             index.forget_all();
         }
-        let restarted = before.as_ref().is_some_and(|before| before.boot != origin.boot);
+        // A cache that does not say may be what a power loss has left of a new one.
+        let restarted = before.as_ref().is_none_or(|before| before.boot != origin.boot);
+        if restarted {
+            // Blocks that we changed before the machine went down may be older than the server's.
+            index.distrust_written(before.as_ref().map_or(0, |before| before.safe));
+        }
         if let Some(before) = &before {
-            if restarted {
-                // Blocks that we changed before the machine went down may be older than the server's.
-                index.distrust_written(before.safe);
-            }
             // The period before may have begun without a word of it having reached the disk.
             origin.period = before.period.max(before.safe) + 2;
             origin.safe = before.safe;

@@ -157,6 +157,7 @@ impl Core {
                     self.walk_missed(caller, &node);
                     self.complete(caller, &node, treatment);
                     let fetched = self.fetch(caller, &node, treatment, start, end).await?;
+                    let Some(fetched) = fetched else { continue };
                     if let Some(data) = self.assemble(&node, offset, out, fetched)? {
                         let eof = offset + data.len() as u64 >= size;
                         return Ok(ReadData { data, eof, attr: None });

@@ -94,6 +94,7 @@ impl Core {
                         if uid == self.own.uid { self.own.groups.clone() } else { Vec::new() };
                     Arc::new(Caller { uid, gid, groups })
                 });
+                state.inherited = true;
                 state.recovered = state.dirty.is_empty() && state.conflict.is_none();
                 state.said = said;
                 let now = std::time::Instant::now();

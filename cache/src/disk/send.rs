@@ -145,7 +145,10 @@ impl Core {
         let more_epochs = state.dirty.epochs() > 1;
         let hurry = self.hurry.load(Ordering::Acquire);
         let wanted = state.flush_wanted.max(state.commit_wanted);
-        if self.is_held() && wanted <= state.handed && !hurry {
+        let held = self.is_held() && !hurry;
+        let awaited = state.flush_wanted > state.answered.max(state.committed)
+            || state.commit_wanted > state.committed;
+        if held && !awaited {
             return Step::Wait(None);
         }
         let since = state.waiting_since.unwrap_or(now);
@@ -156,7 +159,8 @@ impl Core {
             since + GATHER_DELAY
         };
         let full = !lazy && state.waiting_bytes >= FULL_BYTES;
-        if waiting && (hurry || full || wanted > state.handed || now >= due_at) {
+        let due = !held && (full || now >= due_at);
+        if waiting && (hurry || due || wanted > state.handed) {
             return Step::Hand;
         }
         let uncommitted = state.handed > state.committed;
@@ -176,7 +180,7 @@ impl Core {
             return Step::Commit(state.handed);
         }
         let times = [
-            waiting.then_some(due_at),
+            (waiting && !held).then_some(due_at),
             (uncommitted && !state.committing && !waiting).then_some(commit_at),
         ];
         Step::Wait(times.into_iter().flatten().min())
@@ -195,7 +199,8 @@ impl Core {
     async fn hand_batch(&self, node: &Arc<Node>, lazy: bool) -> Result<()> {
         let check = {
             let state = node.state.lock();
-            (lazy || state.in_doubt) && !state.checked && state.handed <= state.committed
+            let doubt = state.in_doubt || state.intents_in_doubt || state.inherited;
+            (lazy || doubt) && !state.checked && state.handed <= state.committed
         };
         if check && !self.check_base(node).await? {
             return Ok(());
@@ -206,6 +211,7 @@ impl Core {
                 return Ok(());
             }
             state.checked = true;
+            state.inherited = false;
             state.waiting_since = None;
             state.waiting_bytes = 0;
             let target = state.dirty.oldest_newest_seq();
@@ -386,13 +392,20 @@ impl Core {
     ) -> Result<()> {
         let keeps = self.treatment(node).keeps();
         let (extents, key, conflict) = {
-            let state = node.state.lock();
+            let mut state = node.state.lock();
             let mut extents = state.dirty.oldest(0, u64::MAX);
             extents.retain(|extent| extent.seq <= target);
+            if !state.fetches.is_empty() {
+                // What is asked for from now on has the data.
+                extents.iter().for_each(|extent| state.outdate(extent.start, extent.end()));
+            }
             (extents, node.key(), state.conflict.is_some())
         };
         if keeps && !conflict {
             self.store_sent(node, key, extents);
+            // Before anybody notes the version that the file has now: until the store is durable, a
+            // power loss may bring back what was stored before.
+            self.note_written(node);
         }
         crash::point(crash::Point::AFTER_STORE);
         let mut state = node.state.lock();
@@ -405,7 +418,8 @@ impl Core {
             up_to_seq: target,
             start: 0,
             end: u64::MAX,
-            base: base.map(|base| attributes::base_of(node, &base)),
+            // In write-through it is a guess: answers to WRITEs come in any order.
+            base: base.filter(|_| lazy).map(|base| attributes::base_of(node, &base)),
         };
         self.log(&mut state, sent)?;
         crash::point(crash::Point::AFTER_SENT);
@@ -589,6 +603,10 @@ impl Core {
         if state.changed_at > asked {
             return;
         }
+        if times != Times::default() {
+            // Answers from before the times were set tell of an earlier version.
+            state.changed_at = self.tick();
+        }
         // Data that was written meanwhile is over this very version.
         state.base = Some(WccAttr::from(&attr));
         state.settled = true;
@@ -643,15 +661,16 @@ impl Core {
             }
             let known = state.settled && state.changing == 0;
             let base = state.base.filter(|_| known);
-            if base.is_none_or(|base| attributes::same_data(&base, &signature)) {
+            let same = base.is_some_and(|base| attributes::same_data(&base, &signature));
+            if !same && self.was_cut(node, &mut state, &signature)? {
+                return Ok(true);
+            }
+            if same || base.is_none() {
                 state.settled = true;
                 // What was sent without an answer may still be on its way.
                 state.in_doubt = state.failing.is_some() && state.said.sending_up_to.is_some();
                 self.no_intents(node, &mut state)?;
                 return self.rebase(node, &mut state, signature);
-            }
-            if self.was_cut(node, &mut state, &signature)? {
-                return Ok(true);
             }
             if state.is_timed(&signature) {
                 return self.rebase(node, &mut state, signature);

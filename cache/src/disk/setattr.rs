@@ -239,6 +239,7 @@ impl Core {
                 Allocation::PunchHole | Allocation::ZeroRange | Allocation::ZeroRangeKeepSize
             ) {
                 self.store.cut(node.key(), offset, end);
+                self.note_written(&node);
             }
         }
         // The size may be another now; whoever asks next must not be told the old one.

@@ -78,6 +78,7 @@ impl Core {
             state.retry_at = None;
             state.failing = None;
         }
+        node.wake.notify_one();
         if node.is_local() {
             self.send(node, true).await?;
         }

@@ -88,11 +88,15 @@ impl Core {
                     {
                         continue;
                     }
-                    // With nothing to be sent there is nothing to wait for. It may just have gone.
-                    if self.dirty_bytes() == 0 && std::mem::replace(&mut empty, true) {
-                        return Err(Status::NOSPC.into());
+                    // With nothing to be sent there is nothing to wait for but the journal's room.
+                    if self.dirty_bytes() == 0 {
+                        let freed = self.empty_journal().await;
+                        if freed == 0 && std::mem::replace(&mut empty, true) {
+                            return Err(Status::NOSPC.into());
+                        }
                     }
                     self.hurry();
+                    self.reclaim.notify_one();
                     let _ = tokio::time::timeout(ROOM_PAUSE, room).await;
                     given_back = false;
                     if let Some(error) = self.stuck() {
@@ -101,6 +105,16 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Deletes what the journal holds of data that was sent. Returns how many bytes.
+    async fn empty_journal(&self) -> u64 {
+        let Some(core) = self.this.upgrade() else { return 0 };
+        let reclaimed = self.runtime.spawn_blocking(move || core.reclaim(true)).await;
+        reclaimed.unwrap_or(Ok(0)).unwrap_or_else(|error| {
+            log::warn!("the journal: {error}");
+            0
+        })
     }
 
     /// How much data is unsent.
@@ -247,16 +261,22 @@ impl Core {
     /// Notes in the journal what the file is like that is about to have unsent data.
     pub fn begin(&self, node: &Node, state: &mut State) -> std::io::Result<()> {
         self.wholes.remove(node.key());
-        if let Some(base) = &state.base {
-            let record = base_record(node, base);
-            self.journal.append(&record)?;
-            state.said.apply(&record);
-        }
-        if state.changing > 0 {
-            // A change of ours is under way that may make another version of the base.
-            let record = Record::Sending { handle: node.handle, up_to_seq: 0 };
-            self.journal.append(&record)?;
-            state.said.apply(&record);
+        // A change of ours that is under way, or whose outcome is not known, may make another
+        // version of the base.
+        let known = state.settled && state.changing == 0;
+        match state.base.filter(|_| known) {
+            Some(base) => {
+                let record = base_record(node, &base);
+                self.journal.append(&record)?;
+                state.said.apply(&record);
+            }
+            None if state.said != Default::default() => {
+                // What was said of it when it last had unsent data is true no more.
+                let record = Record::Removed { handle: node.handle };
+                self.journal.append(&record)?;
+                state.said.apply(&record);
+            }
+            None => {}
         }
         if let Some(path) = self.index.path_of(&node.handle, &self.root) {
             let record = Record::Path { handle: node.handle, path };
@@ -324,6 +344,8 @@ impl Core {
             node.note_dirty(state);
             self.count_freed(&freed);
             self.release(freed);
+            // There may be nothing left for the driver to wait with.
+            node.wake.notify_one();
         }
         if size < old {
             self.store.cut(node.key(), size, old);

@@ -80,7 +80,7 @@ pub enum Record {
         start: u64,
         /// The byte behind the last one; `u64::MAX` for all of the file.
         end: u64,
-        /// The server's copy now.
+        /// The server's copy now; `None` if it is not known what the WRITEs have left.
         base: Option<Base>,
     },
     /// An fsync: later writes are of a later epoch. (Also seen by [`WriteHeader::epoch`].)

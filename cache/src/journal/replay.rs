@@ -47,7 +47,7 @@ impl FileState {
                 if whole && self.sending_up_to.is_some_and(|sending| sending <= *up_to_seq) {
                     self.sending_up_to = None;
                 }
-                self.base = base.or(self.base);
+                self.base = *base;
             }
             Record::CutIntent { size, .. } => self.cut_intent = Some(*size),
             Record::Cut { size, base, .. } => {

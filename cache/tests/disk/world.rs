@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use gridvfs_cache::disk::{AtEnd, Consistency, DiskOptions, Policy, Settings};
+use gridvfs_cache::disk::{AtEnd, Consistency, DiskOptions, OpenError, Policy, Settings};
 use gridvfs_cache::store::Geometry;
 use gridvfs_cache::{BufferLayer, BufferOptions, DiskCache};
 use gridvfs_proxy::local_dir::{LocalDir, LocalDirOptions};
@@ -26,9 +26,47 @@ pub struct Far {
     /// WRITEs fail with this status, if it is not 0.
     pub refuse: AtomicU32,
     pub delay_ms: AtomicU64,
+    /// Every call fails at once while this is set: the server cannot be reached.
+    pub unreachable: AtomicBool,
+    /// So many WRITEs more are taken before [`Self::refuse`] holds, if it is not 0.
+    pub taken: AtomicU64,
+    /// Unstable data is lost by [`Self::restart`] until it is committed.
+    pub volatile: AtomicBool,
+    /// What unstable WRITEs have written over.
+    undo: tokio::sync::Mutex<Vec<Undo>>,
+    /// How often the server was restarted.
+    boots: AtomicU64,
+}
+
+/// What there was before an unstable WRITE.
+struct Undo {
+    file: FileHandle,
+    offset: u64,
+    data: Bytes,
+    size: u64,
 }
 
 impl Far {
+    /// The server loses its memory: what was not committed is as it was before, and its verifier is
+    /// another.
+    pub async fn restart(&self, caller: &Caller) {
+        let mut undo = self.undo.lock().await;
+        self.boots.fetch_add(1, Ordering::SeqCst);
+        for Undo { file, offset, data, size } in undo.drain(..).rev() {
+            let cut = SetAttr { size: Some(size), ..SetAttr::default() };
+            if !data.is_empty() {
+                let stable = Stability::FileSync;
+                self.inner.write(caller, &file, offset, data, stable).await.expect("undone");
+            }
+            self.inner.setattr(caller, &file, &cut, None).await.expect("undone");
+        }
+    }
+
+    fn of_this_boot(&self, mut verifier: Verifier) -> Verifier {
+        verifier[0] ^= self.boots.load(Ordering::SeqCst) as u8;
+        verifier
+    }
+
     async fn pass(&self) -> Result<()> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         let delay = self.delay_ms.load(Ordering::SeqCst);
@@ -37,6 +75,9 @@ impl Far {
         }
         while self.cut.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if self.unreachable.load(Ordering::SeqCst) {
+            return Err(Error::Unreachable("the link is down".into()));
         }
         Ok(())
     }
@@ -59,11 +100,37 @@ macro_rules! pass_on {
             ) -> Result<Written> {
                 self.pass().await?;
                 let refuse = self.refuse.load(Ordering::SeqCst);
-                if refuse != 0 {
+                let one_less = |left: u64| left.checked_sub(1);
+                if refuse != 0
+                    && self.taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_err()
+                {
                     return Err(Status(refuse).into());
                 }
                 self.written_bytes.fetch_add(data.len() as u64, Ordering::SeqCst);
-                self.inner.write(caller, file, offset, data, stable).await
+                let mut undo = self.undo.lock().await;
+                if self.volatile.load(Ordering::SeqCst) && stable == Stability::Unstable {
+                    let size = self.inner.getattr(caller, file).await?.size;
+                    let count = data.len() as u32;
+                    let before = self.inner.read(caller, file, offset, count).await?.data;
+                    undo.push(Undo { file: *file, offset, data: before, size });
+                }
+                let mut written = self.inner.write(caller, file, offset, data, stable).await?;
+                written.verifier = self.of_this_boot(written.verifier);
+                Ok(written)
+            }
+            async fn commit(
+                &self,
+                caller: &Caller,
+                file: &FileHandle,
+                offset: u64,
+                count: u32,
+            ) -> Result<Committed> {
+                self.pass().await?;
+                let mut undo = self.undo.lock().await;
+                let mut committed = self.inner.commit(caller, file, offset, count).await?;
+                undo.retain(|one| one.file != *file);
+                committed.verifier = self.of_this_boot(committed.verifier);
+                Ok(committed)
             }
             async fn read(
                 &self,
@@ -114,14 +181,15 @@ pass_on! {
     fsstat(file: &FileHandle) -> FsStat;
     fsinfo(file: &FileHandle) -> FsInfo;
     pathconf(file: &FileHandle) -> PathConf;
-    commit(file: &FileHandle, offset: u64, count: u32) -> Committed;
     seek(file: &FileHandle, offset: u64, whence: SeekWhence) -> u64;
     allocate(file: &FileHandle, offset: u64, length: u64, how: Allocation) -> Wcc;
 }
 
-/// Everything of a test; it is gone when this is dropped.
+/// Everything of a test.
 pub struct World {
-    pub folder: tempfile::TempDir,
+    folder: PathBuf,
+    /// Gone when this is dropped.
+    _owned: Option<tempfile::TempDir>,
     pub settings: Settings,
     pub geometry: Geometry,
 }
@@ -146,35 +214,57 @@ pub fn settings(policy: Policy, consistency: Consistency) -> Settings {
 
 impl World {
     pub fn new(policy: Policy, consistency: Consistency) -> Self {
+        let folder = Self::folder();
+        let world = Self::at(folder.path(), settings(policy, consistency));
+        Self { _owned: Some(folder), ..world }
+    }
+
+    /// Makes a folder for a world.
+    pub fn folder() -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("folder");
         for name in ["export", "cache"] {
             std::fs::create_dir(folder.path().join(name)).expect("made");
         }
+        folder
+    }
+
+    /// A world in a folder that somebody else has made and removes.
+    pub fn at(folder: &Path, settings: Settings) -> Self {
         let geometry = Geometry { size_bytes: 16 << 20, banks: 4, ways: 4, ..Geometry::default() };
-        Self { folder, settings: settings(policy, consistency), geometry }
+        Self { folder: folder.into(), _owned: None, settings, geometry }
     }
 
     /// A file's path on the server.
     pub fn at_server(&self, name: &str) -> PathBuf {
-        self.folder.path().join("export").join(name)
+        self.folder.join("export").join(name)
     }
 
     pub fn cache_dir(&self) -> PathBuf {
-        self.folder.path().join("cache")
+        self.folder.join("cache")
+    }
+
+    pub fn try_open(&self) -> Result<Session, OpenError> {
+        let export = self.folder.join("export");
+        try_open(&export, &self.cache_dir(), self.settings.clone(), self.geometry)
     }
 
     pub fn open(&self) -> Session {
-        open(
-            &self.folder.path().join("export"),
-            &self.cache_dir(),
-            self.settings.clone(),
-            self.geometry,
-        )
+        open(&self.folder.join("export"), &self.cache_dir(), self.settings.clone(), self.geometry)
     }
 }
 
 /// Starts a session.
 pub fn open(export: &Path, cache: &Path, settings: Settings, geometry: Geometry) -> Session {
+    try_open(export, cache, settings, geometry).expect("opened")
+}
+
+/// Starts a session, if the cache can be opened.
+pub fn try_open(
+    export: &Path,
+    cache: &Path,
+    settings: Settings,
+    geometry: Geometry,
+) -> Result<Session, OpenError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -190,6 +280,11 @@ pub fn open(export: &Path, cache: &Path, settings: Settings, geometry: Geometry)
         cut: AtomicBool::new(false),
         refuse: AtomicU32::new(0),
         delay_ms: AtomicU64::new(0),
+        unreachable: AtomicBool::new(false),
+        taken: AtomicU64::new(0),
+        volatile: AtomicBool::new(false),
+        undo: Default::default(),
+        boots: AtomicU64::new(0),
     });
     let handle = runtime.handle().clone();
     let cache = runtime.block_on(async {
@@ -202,14 +297,14 @@ pub fn open(export: &Path, cache: &Path, settings: Settings, geometry: Geometry)
             settings,
         };
         let buffer = Arc::new(buffer.expect("answers"));
-        DiskCache::open(buffer, far.clone(), handle, options).await.expect("opened")
+        DiskCache::open(buffer, far.clone(), handle, options).await
     });
     let caller = Caller {
         uid: nix::unistd::geteuid().as_raw(),
         gid: nix::unistd::getegid().as_raw(),
         groups: Vec::new(),
     };
-    Session { cache: Arc::new(cache), far, runtime: Some(runtime), caller }
+    Ok(Session { cache: Arc::new(cache?), far, runtime: Some(runtime), caller })
 }
 
 impl Session {

@@ -1,0 +1,11 @@
+//! Deaths and troubles: what is left when the process is killed, the power goes, the disk is full or
+//! lies, or the server goes away in the middle.
+
+mod damage;
+mod kills;
+mod power;
+mod program;
+mod trouble;
+#[allow(dead_code, reason = "the other tests use all of it")]
+#[path = "../disk/world.rs"]
+mod world;
