@@ -127,7 +127,7 @@ for chosen_row in "${chosen[@]}"; do
     ) 2> >(tee "$work/words" >&2) &
     row_pid=$!
     if ! wait "$row_pid"; then
-        line failed "$chosen_row" --arg why "$(grep error: "$work/words" | tail -n 1 || true)"
+        line failed "$chosen_row" --arg why "$(grep -v "^$bench: $chosen_row" "$work/words" | tail -n 1)"
     fi
     row_pid=""
     rm -rf "$work/far" "$work/near" "${disk:?}"/*

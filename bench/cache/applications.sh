@@ -5,16 +5,20 @@
 # application ROW CLEAN RUN: folders $work/far/ROW and its copy $disk/ROW are made.
 # CLEAN and RUN are shell commands within them.
 application() {
-    local row=$1 clean=$2 run=$3 round side
+    local row=$1 clean=$2 run=$3 round side calls
     app_folder() { if [[ $1 == ours ]]; then echo "$mnt/$row"; else echo "$disk/$row"; fi; }
     app_run() { # ours|reference
         (cd "$(app_folder "$1")" && bash -c "$clean") >"$work/words.app" 2>&1 || die "$row: cleaning failed"
         # What the last run left to be written is not this one's.
         "$gridvfs" writeback "$mnt" >"$work/words.writeback" || die "writeback failed"
         sync
+        calls=$(status_of .link.calls)
         # shellcheck disable=SC2016 # expanded by the inner shell
         timed bash -c 'cd "$1" && eval "$2" >"$3" 2>&1' app "$(app_folder "$1")" "$run" "$work/words.app"
         seconds_of[$1]=$(calc "$took / 1e6")
+        calls=$(($(status_of .link.calls) - calls))
+        # The link waits for nobody: what it carries meanwhile is this run's, or is sent behind it.
+        [[ $1 != ours ]] || detail "$row" "calls to the server in a run" "$calls"
     }
     local -A seconds_of=()
     mount_far "cache_dir=$disk/cache,consistency=dedicated,write_policy=write-back"
@@ -45,7 +49,7 @@ row_latex() {
             srand(seed)
             print "\\documentclass{article}\\pagestyle{empty}\\begin{document}\\begin{picture}(300,300)"
             for (i = 0; i < 400; i++)
-                printf "\\put(%d,%d){\\line(%d,%d){%d}}\n", rand() * 250, rand() * 250, 1 + rand() * 4, rand() > .5 ? 1 : -1, 5 + rand() * 40
+                printf "\\put(%d,%d){\\line(%d,%d){%d}}\n", rand() * 250, rand() * 250, 1 + rand() * 4, (i % 2 ? 1 : -1), 5 + rand() * 40
             print "\\end{picture}\\end{document}"
         }' >"$folder/figure$figure.tex"
         (cd "$folder" && pdflatex -interaction=batchmode "figure$figure.tex" >"$work/words.app") ||

@@ -75,16 +75,22 @@ tree_peers() {
 
 # A cache of 100 GiB whose tags are all in use: found again at mount, and used.
 row_open() {
-    local round options="cache=on,cache_dir=$disk/cache,cache_size=100G"
+    local round large options="cache=on,cache_dir=$disk/cache,cache_size=100G"
     row open "mount with a full cache of 100 GiB" s "" "<=1"
-    row open-memory "the mount process's memory, 10,000 reads of new files later" MiB "" "<=64" most
-    row open-status "the same after \`cache status\` has counted all frames" MiB "" ""
+    row open-memory "memory for it: the mount process's after 10,000 small files and \`cache status\`, more than with an empty cache of 8 GiB" MiB "" "<=64" most
     mkdir "$disk/source"
     head -c 4096 /dev/zero >"$disk/source/first"
     mount_near() { # OPTIONS
         timed "$gridvfs" mount "$disk/source" "$mnt" -o "$1" >/dev/null
         pid=$(status_of .pid)
         started "$pid"
+    }
+    # Reads many new files and counts all frames; sets `peak`.
+    opened_memory() {
+        find "$mnt/many" -type f -exec cat {} + >"$work/arrived"
+        (($(stat -c %s "$work/arrived") == 40960000)) || die "not all files were read"
+        "$gridvfs" cache status "$mnt" --json >"$work/words.status"
+        peak=$(peak_kib "$pid")
     }
     mount_near "$options"
     unmount
@@ -97,16 +103,18 @@ row_open() {
         forget
         mount_near "$options"
         sample open "$(calc "$took / 1e6")"
-        find "$mnt/many" -type f -exec cat {} + >"$work/arrived"
-        (($(stat -c %s "$work/arrived") == 40960000)) || die "not all files were read"
-        sample open-memory "$(calc "$(peak_kib "$pid") / 1024")"
-        "$gridvfs" cache status "$mnt" --json >"$work/words.status"
-        sample open-status "$(calc "$(peak_kib "$pid") / 1024")"
-        detail open-status "frames in use" "$(jq .frames "$work/words.status")"
+        opened_memory
+        large=$peak
+        detail open "frames in use" "$(jq .frames "$work/words.status")"
         unmount
+        rm -rf "$disk/small"
         forget
         mount_near "cache=on,cache_dir=$disk/small"
-        detail open "with an 8 GiB cache" "$(calc "$took / 1e6")"
+        detail open "with an empty 8 GiB cache s" "$(calc "$took / 1e6")"
+        opened_memory
+        sample open-memory "$(calc "($large - $peak) / 1024")"
+        detail open-memory "in all: 100 GiB" "$(calc "$large / 1024")"
+        detail open-memory "8 GiB" "$(calc "$peak / 1024")"
         unmount
     done
     rm -rf "$disk/source"
