@@ -8,6 +8,7 @@ use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use fuser::{BackingId, FileAttr, FileType, INodeNo};
 use gridvfs_vfs::{Attr, Caller, FileHandle, FileKind, Result, Status, Vfs};
@@ -65,6 +66,9 @@ struct Removals {
     done: watch::Sender<()>,
 }
 
+/// For how long attributes that were seen at an open answer the kernel at most: its own usual second.
+const SEEN_FOR: Duration = Duration::from_secs(1);
+
 /// The front end's state.
 pub(crate) struct Core {
     pub vfs: Arc<dyn Vfs>,
@@ -80,6 +84,8 @@ pub(crate) struct Core {
     pub passthrough: AtomicBool,
     /// The kernel has its write-back cache on.
     pub writes_back: AtomicBool,
+    /// How many changes of ours, of whatever file, have begun, and how many have ended.
+    pub changes: AtomicU64,
     pub silly_log: Option<SillyLog>,
     /// Hidden files that are being removed since their last close, by directory.
     removals: Mutex<HashMap<FileHandle, Removals>>,
@@ -117,6 +123,7 @@ impl Core {
             invalidations,
             passthrough: AtomicBool::new(false),
             writes_back: AtomicBool::new(false),
+            changes: AtomicU64::new(0),
             silly_log,
             removals: Mutex::default(),
             silly_number: AtomicU64::new(start),
@@ -275,9 +282,23 @@ impl Core {
         file_attr(attr, number, links)
     }
 
+    /// Answers GETATTR. After every read the kernel takes the access time that it has for outdated,
+    /// and asks at the next stat although it has been told a moment ago: such a question is answered
+    /// by what was seen then, as the kernel would.
     pub async fn getattr(&self, caller: &Caller, inode: &Inode) -> Result<FileAttr> {
+        let changes = self.changes.load(Ordering::Acquire);
+        let life = self.options.attr_timeout.min(SEEN_FOR);
+        if let Some(attr) = inode.seen(life, changes).filter(|_| inode.kind == FileKind::Regular) {
+            return Ok(self.kernel_attr(inode, &attr));
+        }
         let attr = self.vfs.getattr(caller, &inode.handle).await?;
+        inode.note_seen(&attr, changes);
         Ok(self.noted(inode, &attr))
+    }
+
+    /// Notes that a change begins, or that it has ended.
+    pub fn note_change(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
     }
 }
 

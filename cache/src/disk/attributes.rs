@@ -248,7 +248,7 @@ impl Core {
             };
             if let Some(granted) = granted {
                 add(&self.counters.attribute_hits, 1);
-                self.walk_opened(file, &attr);
+                self.walk_opened(caller, file, &attr, false);
                 return Ok(AccessGranted { granted: Access(granted), attr: Some(attr) });
             }
         }
@@ -256,7 +256,7 @@ impl Core {
         let mut answer = self.buffer.access(caller, file, wanted).await?;
         if let Some(attr) = &mut answer.attr {
             self.observe(file, attr, asked);
-            self.walk_opened(file, attr);
+            self.walk_opened(caller, file, attr, true);
         }
         self.index.set_granted(file, caller, wanted.0, answer.granted.0);
         Ok(answer)
