@@ -79,6 +79,7 @@ pub use read::ReadError;
 #[allow(unused_imports, reason = "the type of what `segments` returns")]
 pub use reclaim::SegmentInfo;
 pub use record::{Base, Place, Record, WriteHeader};
+pub(crate) use replay::cut_suspects;
 pub use replay::{FileState, Rebuild, RecoveredFile};
 
 use append::Tail;

@@ -12,7 +12,7 @@ use super::options::Policy;
 use super::{Core, now};
 use crate::counters::{add, sub};
 use crate::dirty::Freed;
-use crate::journal::{Record, WriteHeader};
+use crate::journal::{Record, WriteHeader, cut_suspects};
 
 /// The most data in one record of the journal.
 const RECORD_BYTES_MAX: usize = 1 << 20;
@@ -347,6 +347,7 @@ impl Core {
             // There may be nothing left for the driver to wait with.
             node.wake.notify_one();
         }
+        cut_suspects(&mut state.suspects, size);
         if size < old {
             self.store.cut(node.key(), size, old);
         }

@@ -193,10 +193,21 @@ impl Gathered {
                 Change::Clear { up_to_seq, start: 0, end: u64::MAX } => {
                     suspects.retain(|extent| extent.seq > *up_to_seq);
                 }
+                Change::Clear { up_to_seq: u64::MAX, start, end: u64::MAX } => {
+                    cut_suspects(&mut suspects, *start);
+                }
                 _ => {}
             }
         }
         suspects
+    }
+}
+
+/// The file was cut: what lies behind `size` is not to be found any more.
+pub(crate) fn cut_suspects(suspects: &mut Vec<Extent>, size: u64) {
+    suspects.retain(|extent| extent.start < size);
+    for extent in suspects {
+        extent.len = u64::from(extent.len).min(size - extent.start) as u32;
     }
 }
 
