@@ -353,9 +353,9 @@ impl Core {
         crash::point(crash::Point::BEFORE_COMMIT);
         let lazy = self.treatment(&node).is_lazy();
         let result = match self.commit_and_ask(&node, lazy).await {
-            Ok(base) => {
+            Ok((base, attr)) => {
                 let (core, file) = (self.clone(), node.clone());
-                let work = move || core.complete_send(&file, target, base, lazy);
+                let work = move || core.complete_send(&file, target, base, attr, lazy);
                 self.runtime.spawn_blocking(work).await.unwrap_or(Err(Error::Interrupted))
             }
             Err(error) => Err(error),
@@ -370,15 +370,19 @@ impl Core {
 
     /// COMMIT. In write-back the attributes that our WRITEs left are asked for before the data
     /// leaves the journal, so that the next process can tell them from others' changes.
-    async fn commit_and_ask(&self, node: &Node, lazy: bool) -> Result<Option<WccAttr>> {
+    async fn commit_and_ask(
+        &self,
+        node: &Node,
+        lazy: bool,
+    ) -> Result<(Option<WccAttr>, Option<Attr>)> {
         self.buffer.commit(&self.own, &node.handle, 0, 0).await?;
         crash::point(crash::Point::AFTER_COMMIT);
         if !lazy {
             // Nobody is to wait for it: what the WRITEs left, as their answers said.
-            return Ok(self.buffer.signature(&node.handle));
+            return Ok((self.buffer.signature(&node.handle), None));
         }
         let attr = self.buffer.getattr(&self.own, &node.handle).await?;
-        Ok(Some(WccAttr::from(&attr)))
+        Ok((Some(WccAttr::from(&attr)), Some(attr)))
     }
 
     /// The server has everything up to `target` on its disk: the blocks enter the store, the data
@@ -388,6 +392,7 @@ impl Core {
         node: &Node,
         target: u64,
         base: Option<WccAttr>,
+        attr: Option<Attr>,
         lazy: bool,
     ) -> Result<()> {
         let keeps = self.treatment(node).keeps();
@@ -423,6 +428,8 @@ impl Core {
         };
         self.log(&mut state, sent)?;
         crash::point(crash::Point::AFTER_SENT);
+        // What is known of the file is not told by the journal any more.
+        self.index.update(&node.handle, |known| known.attr = attr);
         let freed = state.dirty.clear_sent(target, 0, u64::MAX);
         self.count_freed(&freed);
         state.committed = state.committed.max(target);
