@@ -424,7 +424,12 @@ impl Core {
         self.log(&mut state, sent)?;
         crash::point(crash::Point::AFTER_SENT);
         // What is known of the file is not told by the journal any more.
-        self.index.update(&node.handle, |known| known.attr = attr);
+        self.index.update(&node.handle, |known| {
+            known.attr = attr;
+            if attr.is_some() {
+                known.base = base;
+            }
+        });
         let freed = state.dirty.clear_sent(target, 0, u64::MAX);
         self.count_freed(&freed);
         state.committed = state.committed.max(target);
