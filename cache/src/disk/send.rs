@@ -225,6 +225,7 @@ impl Core {
             let mut state = node.state.lock();
             let record = Record::Sending { handle: node.handle, up_to_seq: target };
             self.log(&mut state, record)?;
+            state.handing = true;
             let more = sample(extents.clone());
             state.suspects.extend(more);
             if state.suspects.len() > 4 * SUSPECTS_MAX {
@@ -253,6 +254,7 @@ impl Core {
         }
         crash::point(crash::Point::AFTER_WRITE);
         let mut state = node.state.lock();
+        state.handing = false;
         state.handed = state.handed.max(target);
         state.last_handed = Instant::now();
         state.failures = 0;
@@ -782,6 +784,7 @@ impl Core {
         let gone = matches!(error.status(), Status::STALE | Status::BADHANDLE);
         let mut state = node.state.lock();
         // What was handed on is handed on again.
+        state.handing = false;
         state.handed = state.committed;
         state.checked = false;
         state.handed_bytes = 0;
