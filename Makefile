@@ -11,10 +11,10 @@ CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
 DEPS := tests/support/deps.sh
-SCRIPTS := .ci/run bench/demo.sh $(wildcard tests/support/*.sh bench/guest/*)
+SCRIPTS := .ci/run $(wildcard bench/*.sh bench/cache/*.sh tests/support/*.sh bench/guest/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-bench build demo test test-crash bench-link fmt lint clean install
+.PHONY: help deps deps-bench build demo test test-crash bench-link bench-cache fmt lint clean install
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,12 +50,17 @@ bench-link: ## Measure sequential transfer over the emulated link against iperf3
 	$(CARGO) build --release --workspace
 	@bench/link.sh
 
+bench-cache: ## Measure the disk cache against local disk, bare FUSE and the link (ROWS=a,b ROUNDS=n)
+	@$(DEPS) build test bench
+	$(CARGO) build --release --workspace
+	@bench/cache.sh $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_OPTIONS)
+
 fmt: ## Format the source
 	$(CARGO) fmt --all
 
 lint: ## Lints only: clippy, and shellcheck where it is installed
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); \
+	@if command -v shellcheck >/dev/null; then shellcheck -x $(SCRIPTS); \
 	else echo "shellcheck is not installed: the shell scripts were not checked"; fi
 
 clean: ## Remove everything that was built, guests included

@@ -4,8 +4,9 @@
 #
 # Everything is read from and written to memory (/dev/shm), so that the link is
 # what is measured, and goes through the same SSH server. Every read begins with
-# a fresh mount and cold caches; every write ends with fsync. Prints a table and
-# leaves it, with the raw figures as JSON, in bench/results.
+# a fresh mount and cold caches, and fills GridVFS's disk cache on its way; every
+# write ends with fsync. Prints a table and leaves it, with the raw figures as
+# JSON, in bench/results.
 set -euo pipefail
 
 usage() {
@@ -14,66 +15,31 @@ usage: link.sh [--rtt DELAY] [--rate RATE] [--size MIB] [--rounds N] [--no-peers
   --rtt 32ms     round trip          --rate 1gbit  capacity of the link
   --size 1024    MiB moved by gridvfs, scp and rclone (sshfs: a quarter of it)
   --rounds 3     the table has medians
+  --disk DIR     where the disk cache is (default: /var/tmp)
   --no-peers     only iperf3 and gridvfs
 USAGE
 }
 
-rtt=32ms rate=1gbit size=1024 rounds=3 peers=1
+rtt=32ms rate=1gbit size=1024 rounds=3 peers=1 folder=/var/tmp
 while (($#)); do
     case $1 in
         --rtt) rtt=${2:?}; shift 2 ;;
         --rate) rate=${2:?}; shift 2 ;;
         --size) size=${2:?}; shift 2 ;;
         --rounds) rounds=${2:?}; shift 2 ;;
+        --disk) folder=${2:?}; shift 2 ;;
         --no-peers) peers=""; shift ;;
         -h | --help) usage; exit 0 ;;
         *) usage >&2; exit 2 ;;
     esac
 done
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-PATH=$PATH:/usr/sbin:/sbin
-programs=${CARGO_TARGET_DIR:-$root/target}/release
-gridvfs=$programs/gridvfs
-wan=$programs/gridvfs-wan
-support=$root/tests/support
-results=$root/bench/results
-die() { printf 'link: error: %s\n' "$*" >&2; exit 1; }
-say() { printf 'link: %s\n' "$*" >&2; }
-
-((EUID == 0)) || die "the emulated link needs root (network namespaces)"
-for program in iperf3 jq sshd fusermount3; do
-    command -v "$program" >/dev/null || die "$program is missing: \`make deps-bench\` installs it"
-done
-[[ -x $gridvfs && -x $wan ]] || die "not built: run \`make build\`"
-
-work=$(mktemp -d /dev/shm/gridvfs-link.XXXXXX)
-chmod 755 "$work"
-link=link-$$ mnt=$work/mnt samples=$work/samples
-mkdir -p "$mnt" "$work/far" "$work/near" "$results"
+bench='link'
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+link_up "$rtt" "$rate" "$folder"
+samples=$work/samples
 : >"$samples"
-: >"$work/rclone.conf"
-
-unmount_any() { findmnt -n "$mnt" >/dev/null 2>&1 && fusermount3 -u -z "$mnt" 2>/dev/null; true; }
-undo() {
-    local status=$?
-    trap '' INT TERM
-    unmount_any
-    "$support/sshd.sh" stop "$work/ssh" 2>/dev/null || true
-    "$wan" down "$link" >/dev/null 2>&1 || true
-    rm -rf --one-file-system "$work"
-    exit "$status"
-}
-trap undo EXIT
-trap 'exit 130' INT TERM HUP
-
-"$wan" up --name "$link" --rtt "$rtt" --rate "$rate" --json >"$work/link.json"
-far_netns=$(jq -r .b.netns "$work/link.json") far_address=$(jq -r .b.address "$work/link.json")
-"$support/sshd.sh" start "$work/ssh" --netns "$far_netns" --listen "$far_address" --path "$programs" 2>/dev/null ||
-    die "sshd did not start (see $work/ssh)"
-near=("$wan" exec "$link" a --)
-far=("$wan" exec "$link" b --)
-config=$work/ssh/ssh_config
 
 head -c "${size}M" /dev/urandom >"$work/far/data"
 ln "$work/far/data" "$work/near/data"
@@ -87,65 +53,13 @@ sample() {
     printf '%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "${4:-}" "${5:-}" >>"$samples"
     say "$1 $2: $3 Mbit/s${4:+, $4 CPU s/GiB}${5:+, peak $(($5 / 1024)) MiB}"
 }
-now() { printf '%s' "${EPOCHREALTIME/[.,]/}"; }
-mbit() { awk -v mib="$1" -v us="$2" 'BEGIN { printf "%.1f", mib * 8.388608 / (us / 1e6) }'; }
-forget() { sync; echo 3 >/proc/sys/vm/drop_caches; }
-compared() { cmp -s "$1" "$2" || die "$3: the data that arrived is not the data that was sent"; }
-
-# CPU seconds of processes and all their children that still live, in clock ticks.
-ticks() {
-    local pid total=0 family=("$@") children
-    while ((${#family[@]})); do
-        pid=${family[0]} family=("${family[@]:1}")
-        # Behind the name, which may hold anything.
-        total=$((total + $(sed 's/.*) //' "/proc/$pid/stat" 2>/dev/null | awk '{ print $12 + $13 }' || echo 0)))
-        read -r -a children < <(cat "/proc/$pid/task/"*/children 2>/dev/null | tr '\n' ' ') || true
-        family+=(${children[@]+"${children[@]}"})
-    done
-    echo "$total"
-}
-cpu_per_gib() { awk -v t="$1" -v hz="$(getconf CLK_TCK)" -v mib="$2" 'BEGIN { printf "%.2f", t / hz / (mib / 1024) }'; }
-
-limit() { # DIRECTION [-R]
-    local json server
-    "${far[@]}" iperf3 -s -1 >/dev/null 2>&1 &
-    server=$!
-    sleep 0.5
-    json=$("${near[@]}" iperf3 -c "$far_address" -P 4 -n "${size}M" --json ${2:+"$2"})
-    wait "$server" || true
-    sample iperf3 "$1" "$(jq -r '.end.sum_received.bits_per_second / 1e5 | round / 10' <<<"$json")"
-}
-
-mounted_gridvfs() {
-    "${near[@]}" "$gridvfs" mount "gvhost:$work/far" "$mnt" -F "$config" >/dev/null
-    pid=$("$gridvfs" status "$mnt" --json | jq .pid)
-}
-timed() { # COMMAND...: sets `took`
-    local begin
-    begin=$(now)
-    "$@" 2>/dev/null || die "failed: $*"
-    took=$(($(now) - begin))
-}
-peak() { awk '/^VmHWM/ { print $2 }' "/proc/$pid/status"; }
-
 gridvfs_read() {
-    local before
-    forget
-    mounted_gridvfs
-    before=$(ticks "$pid")
-    timed dd if="$mnt/data" of=/dev/null bs=1M
-    sample gridvfs read "$(mbit "$size" "$took")" "$(cpu_per_gib $(($(ticks "$pid") - before)) "$size")" "$(peak)"
-    "$gridvfs" umount "$mnt"
+    read_cold "$size" data
+    sample gridvfs read "$(mbit "$size" "$took")" "$cpu" "$peak"
 }
 gridvfs_write() {
-    local before
-    mounted_gridvfs
-    before=$(ticks "$pid")
-    timed dd if="$work/near/data" of="$mnt/written" bs=1M conv=fsync
-    sample gridvfs write "$(mbit "$size" "$took")" "$(cpu_per_gib $(($(ticks "$pid") - before)) "$size")" "$(peak)"
-    "$gridvfs" umount "$mnt"
-    compared "$work/far/written" "$work/far/data" "gridvfs"
-    rm "$work/far/written"
+    write_cold "$size" data
+    sample gridvfs write "$(mbit "$size" "$took")" "$cpu" "$peak"
 }
 
 scp_both() {
@@ -170,21 +84,19 @@ mount_both() { # NAME FILE MIB: with the peer's mount at $mnt
     rm "$work/far/written"
 }
 sshfs_both() {
-    "${near[@]}" sshfs -F "$config" "gvhost:$work/far" "$mnt"
+    mount_sshfs
     mount_both sshfs quarter $((size / 4))
 }
 rclone_both() {
-    "${near[@]}" rclone mount ":sftp:$work/far" "$mnt" --sftp-host "$far_address" \
-        --sftp-port "$(cat "$work/ssh/port")" --sftp-user "$(id -un)" --sftp-key-file "$work/ssh/id_ed25519" \
-        --vfs-cache-mode off --config "$work/rclone.conf" --daemon 2>/dev/null || die "rclone mount failed"
+    mount_rclone --vfs-cache-mode off
     mount_both rclone data "$size"
 }
 
 for ((round = 1; round <= rounds; round++)); do
     say "round $round of $rounds"
-    limit read -R
+    sample iperf3 read "$(limit "$size" -R)"
     gridvfs_read
-    limit write
+    sample iperf3 write "$(limit "$size")"
     gridvfs_write
 done
 if [[ -n $peers ]]; then

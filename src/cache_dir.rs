@@ -5,7 +5,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use gridvfs_cache::DiskCache;
@@ -19,6 +19,8 @@ use crate::report::Hinted;
 
 /// How many sessions of one source may each have a cache of their own at once.
 const NUMBER_MAX: u32 = 16;
+/// How long a process may take to end once its session has.
+const ENDING_MAX: Duration = Duration::from_secs(10);
 /// A directory with one of these names in it is a cache, or the rest of one.
 const OURS: &[&str] = &["lock", "source", "origin", "store", "journal", "index.sqlite"];
 /// What is often the remedy.
@@ -30,7 +32,20 @@ pub struct CacheDir {
     pub path: PathBuf,
     /// What an earlier session has left in it that is not on the state server.
     pub unsent: Unsent,
+    /// There was nothing there, and there may be nothing again.
+    fresh: bool,
     _lock: Flock<File>,
+}
+
+/// A mount that fails before it has a cache leaves none.
+impl Drop for CacheDir {
+    fn drop(&mut self) {
+        if self.fresh {
+            let _ = fs::remove_file(self.path.join("source"));
+            let _ = fs::remove_file(self.path.join("lock"));
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
 }
 
 /// Names what is kept for a source between mounts. FNV-1a: the same in every version of the program.
@@ -41,6 +56,11 @@ pub fn source_hash(source: &str) -> u64 {
 }
 
 impl CacheDir {
+    /// Says that there is a cache in it now.
+    pub fn is_used(&mut self) {
+        self.fresh = false;
+    }
+
     /// Takes the directory that the options name, or one of the source's own.
     pub fn take(options: &CacheOptions, source: &str, mountpoint: &Path) -> Result<Self> {
         let taken = match &options.dir {
@@ -63,7 +83,7 @@ impl CacheDir {
                 "give an empty or a new directory",
             ));
         }
-        match Self::hold(path, share)? {
+        match Self::hold_soon(path, share)? {
             Some(held) => {
                 remember(path);
                 Ok(held)
@@ -99,7 +119,7 @@ impl CacheDir {
                 fresh = fresh.or(Some((number, path)));
                 continue;
             }
-            let Some(held) = Self::hold(&path, share)? else {
+            let Some(held) = Self::hold_soon(&path, share)? else {
                 log::debug!("{} is in use", path.display());
                 continue;
             };
@@ -127,9 +147,25 @@ impl CacheDir {
         }
     }
 
+    /// Takes a directory. A session that has just ended may hold it for a moment yet: it is waited
+    /// for.
+    fn hold_soon(path: &Path, share: bool) -> Result<Option<Self>> {
+        let patience = Instant::now() + ENDING_MAX;
+        loop {
+            if let Some(held) = Self::hold(path, share)? {
+                return Ok(Some(held));
+            }
+            if Instant::now() > patience || !users(path).is_empty() {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Takes a directory, which is made if need be. `None`: it is in use.
     fn hold(path: &Path, share: bool) -> Result<Option<Self>> {
         let fail = |error: io::Error| unusable(path, &error.to_string());
+        let fresh = !path.exists();
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(fail)?;
         let meta = fs::symlink_metadata(path).map_err(fail)?;
         if !meta.is_dir() && !path.is_dir() {
@@ -145,7 +181,7 @@ impl CacheDir {
         let Some(lock) = lock(path, share).map_err(fail)? else { return Ok(None) };
         // What stands in the way of knowing is told when the cache is opened.
         let unsent = DiskCache::unsent_in(path).unwrap_or_default();
-        Ok(Some(Self { path: path.into(), unsent, _lock: lock }))
+        Ok(Some(Self { path: path.into(), unsent, fresh, _lock: lock }))
     }
 }
 

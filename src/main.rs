@@ -6,6 +6,7 @@ mod cli;
 mod commands;
 mod daemon;
 mod directories;
+mod mountpoint;
 mod options;
 mod paths;
 mod report;

@@ -138,7 +138,7 @@ mod tests {
         ] {
             assert_eq!(in_session(&record, Path::new(typed)).expect(typed), json!(path), "{typed}");
         }
-        assert!(in_session(&record, Path::new("../../../../../../../../x")).is_ok());
+        assert!(in_session(&record, Path::new("../x")).is_err());
         assert!(in_session(&record, Path::new("a/../../x")).is_err());
     }
 }

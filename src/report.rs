@@ -48,6 +48,11 @@ pub fn bytes_text(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
 }
 
+/// Returns a number of things: `1 file`, `2 files`.
+pub fn count_text(count: u64, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
 /// Prints a value as JSON on a line of its own.
 pub fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string(value)?);

@@ -9,4 +9,4 @@ mod control;
 mod registry;
 
 pub use control::{Client, Control, Progress, Server};
-pub use registry::{Record, Registration, find, list, valid_name};
+pub use registry::{Record, Registration, find, forget_dead, list, valid_name};

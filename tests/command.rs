@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::io::Read;
 use std::process::Command;
 
 use common::{Rig, Way, gridvfs, is_root, run, skipped};
@@ -50,6 +51,41 @@ fn bad_mount_points_are_explained() {
     says(&mount("full"), &["not empty", "full"]);
     says(&mount("file"), &["not a directory", "file"]);
     says(&mount("none"), &["none"]);
+    common::shell(&rig.folder, "mkdir export/inside && ln -s export way");
+    for name in ["export", "export/inside", "way/inside", "way"] {
+        says(&mount(name), &["within its own source", "elsewhere"]);
+    }
+}
+
+#[test]
+fn a_server_that_never_answers_is_given_up_in_time() {
+    let test = "a_server_that_never_answers_is_given_up_in_time";
+    let Some(rig) = Rig::new(test, Way::Local) else { return };
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
+    let port = listener.local_addr().expect("address").port();
+    for source in [format!("nfs://127.0.0.1:{port}/x"), format!("gridvfs://127.0.0.1:{port}")] {
+        let start = std::time::Instant::now();
+        let mut command = rig.command(gridvfs());
+        command.arg("mount").arg(source).arg(&rig.mountpoint);
+        command.args(["-o", &format!("timeout=2,mountport={port}")]);
+        says(&refused(&mut command), &["no answer within 2 s", "timeout="]);
+        assert!(start.elapsed() < std::time::Duration::from_secs(5), "{:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn a_symbolic_link_is_a_mount_point() {
+    let Some(mut rig) = Rig::new("a_symbolic_link_is_a_mount_point", Way::Local) else { return };
+    common::shell(&rig.folder, "ln -s mnt link && echo there > export/f");
+    let link = rig.folder.join("link");
+    run(rig.command(gridvfs()).arg("mount").arg(&rig.export).arg(&link));
+    rig.is_mounted();
+    assert_eq!(std::fs::read(rig.mountpoint.join("f")).expect("read"), b"there\n");
+    let words = refused(rig.command(gridvfs()).arg("mount").arg(&rig.export).arg(&link));
+    says(&words, &["mounted already"]);
+    run(rig.command(gridvfs()).arg("status").arg(&link));
+    run(rig.command(gridvfs()).arg("umount").arg(&link));
+    assert!(!rig.mountpoint.join("f").exists());
 }
 
 #[test]
@@ -180,18 +216,40 @@ fn the_same_source_can_be_mounted_twice() {
     let Some(rig) = Rig::mounted("the_same_source_can_be_mounted_twice", Way::Ssh) else { return };
     let second = rig.folder.join("mnt2");
     std::fs::create_dir(&second).expect("folder");
-    let mut command = rig.mount_command();
-    let first = rig.mountpoint.as_os_str().to_owned();
-    let arguments: Vec<_> = command
-        .get_args()
-        .map(|word| if word == first { second.as_os_str().to_owned() } else { word.to_owned() })
-        .collect();
-    command = Command::new(gridvfs());
-    run(command.args(arguments));
+    run(&mut rig.mount_also(&second, &[]));
     std::fs::write(rig.mountpoint.join("f"), b"seen by both").expect("write");
     assert_eq!(std::fs::read(second.join("f")).expect("read"), b"seen by both");
     run(Command::new(gridvfs()).arg("umount").arg(&second));
     assert_eq!(std::fs::read(rig.mountpoint.join("f")).expect("read"), b"seen by both");
+}
+
+#[test]
+fn a_second_mount_leaves_deleted_files_to_the_first() {
+    let test = "a_second_mount_leaves_deleted_files_to_the_first";
+    let Some(rig) = Rig::mounted(test, Way::Local) else { return };
+    let path = rig.mountpoint.join("f");
+    std::fs::write(&path, b"still read").expect("write");
+    let file = std::fs::File::open(&path).expect("open");
+    std::fs::remove_file(&path).expect("unlink");
+    let second = rig.folder.join("mnt2");
+    std::fs::create_dir(&second).expect("folder");
+    run(rig.command(gridvfs()).arg("mount").arg(rig.source()).arg(&second));
+    // What the second clears up it clears up at its start.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let names = || std::fs::read_dir(&rig.export).expect("list").count();
+    assert_eq!(names(), 1, "the file is hidden");
+    let mut text = String::new();
+    (&file).read_to_string(&mut text).expect("read");
+    assert_eq!(text, "still read");
+    run(rig.command(gridvfs()).arg("umount").arg(&second));
+    drop(file);
+    for _ in 0..100 {
+        if names() == 0 {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("the hidden file is left");
 }
 
 #[test]
@@ -246,7 +304,7 @@ fn foreign_clients_use_a_standing_proxy() {
     assert!(std::fs::read(rig.export.join("sub/uploaded")).expect("there") == vec![9; 2_000_001]);
     // And our own client, by gridvfs://.
     let source = format!("gridvfs://127.0.0.1:{port}");
-    run(Command::new(gridvfs()).arg("mount").arg(&source).arg(&rig.mountpoint));
+    run(rig.command(gridvfs()).arg("mount").arg(&source).arg(&rig.mountpoint));
     assert_eq!(std::fs::read(rig.mountpoint.join("sub/uploaded")).expect("read").len(), 2_000_001);
     run(Command::new(gridvfs()).arg("umount").arg(&rig.mountpoint));
 }

@@ -109,6 +109,7 @@ fn a_passphrase_is_asked_for_once() {
          sed -i '/BatchMode/d' ssh_config",
     );
     let support = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support");
+    let before = control_sockets();
     let mount = rig.mount_command();
     let mut typed = rig.command("python3");
     typed.arg(support.join("at-terminal.py")).args(["passphrase", "open sesame"]);
@@ -121,6 +122,38 @@ fn a_passphrase_is_asked_for_once() {
     std::fs::write(rig.mountpoint.join("f"), "written").expect("write");
     rig.umount();
     assert_eq!(std::fs::read(rig.export.join("f")).expect("read"), b"written");
+    // Neither the shared login nor its socket outlives the mount.
+    wait_for("our ssh processes end", || ssh_processes(&rig) == 0);
+    assert_eq!(control_sockets(), before, "sockets of shared logins");
+}
+
+/// How many ssh processes use the rig's configuration.
+fn ssh_processes(rig: &Rig) -> usize {
+    let config = rig.folder.join("sshd/ssh_config");
+    let config = config.to_str().expect("text").as_bytes();
+    let processes = std::fs::read_dir("/proc").expect("/proc");
+    let lines = processes.filter_map(|entry| {
+        let name = entry.ok()?.path();
+        let comm = std::fs::read(name.join("comm")).ok()?;
+        // Only of ssh: a process that hangs in a mount may keep its own line to itself.
+        (comm == b"ssh\n").then(|| std::fs::read(name.join("cmdline")).ok())?
+    });
+    lines.filter(|line| line.windows(config.len()).any(|part| part == config)).count()
+}
+
+/// How many sockets of shared logins there are.
+fn control_sockets() -> usize {
+    // SAFETY: no preconditions.
+    let uid = unsafe { libc::geteuid() };
+    let places = [
+        std::env::var_os("XDG_RUNTIME_DIR").map(|path| std::path::Path::new(&path).join("gridvfs")),
+        Some(format!("/run/user/{uid}/gridvfs").into()),
+        Some("/run/gridvfs".into()),
+    ];
+    let names = places.into_iter().flatten().filter_map(|path| std::fs::read_dir(path).ok());
+    let is_login =
+        |entry: &std::fs::DirEntry| entry.file_name().as_encoded_bytes().starts_with(b"ssh-");
+    names.flatten().filter_map(|entry| entry.ok()).filter(is_login).count()
 }
 
 #[test]
@@ -225,6 +258,35 @@ fn a_killed_mount_is_recognised_and_recovered() {
         assert!(words.contains("is dead") && words.contains("clearing it"), "{words}");
         assert_eq!(std::fs::read(rig.mountpoint.join("kept")).expect("read"), b"synced");
         rig.umount();
+        assert_eq!(sessions_at(&rig), [true; 0], "the dead one's record is gone, too");
+    }
+}
+
+/// Whether each session that is listed at the rig's mount point is alive.
+fn sessions_at(rig: &Rig) -> Vec<bool> {
+    let output = run(rig.command(gridvfs()).args(["sessions", "--json"]));
+    let rows: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    let here = rig.mountpoint.to_str().expect("text");
+    let here = rows.iter().filter(|row| row["mountpoint"] == here);
+    here.map(|row| row["alive"].as_bool().expect("a flag")).collect()
+}
+
+#[test]
+fn umount_clears_what_a_killed_session_has_left() {
+    let test = "umount_clears_what_a_killed_session_has_left";
+    for by_hand in [false, true] {
+        let Some(mut rig) = Rig::mounted(test, Way::Local) else { return };
+        kill(rig.pid(), libc::SIGKILL);
+        wait_for("the mount is dead", || std::fs::metadata(&rig.mountpoint).is_err());
+        assert_eq!(sessions_at(&rig), [false]);
+        let output = run(rig.command(gridvfs()).arg("sessions"));
+        let words = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(words.contains("dead: gridvfs umount clears it"), "{words}");
+        if by_hand {
+            run(Command::new("fusermount3").args(["-u", "-z"]).arg(&rig.mountpoint));
+        }
+        rig.umount();
+        assert_eq!(sessions_at(&rig), [true; 0]);
     }
 }
 

@@ -154,11 +154,13 @@ impl Dirty {
     }
 
     /// Says whether anything of `start..end` is dirty.
+    #[cfg(test)]
     pub fn touches(&self, start: u64, end: u64) -> bool {
         self.epochs.iter().any(|epoch| epoch.reaches_into(start, end))
     }
 
     /// Returns the number of the oldest epoch that has data.
+    #[cfg(test)]
     pub fn oldest_epoch(&self) -> Option<u64> {
         self.epochs.front().filter(|epoch| !epoch.is_empty()).map(|epoch| epoch.number)
     }
@@ -174,6 +176,7 @@ impl Dirty {
     }
 
     /// Returns the bytes of the oldest epoch.
+    #[cfg(test)]
     pub fn oldest_bytes(&self) -> u64 {
         self.epochs.front().map_or(0, |epoch| epoch.bytes)
     }
@@ -196,6 +199,7 @@ impl Dirty {
     }
 
     /// Says whether data of an epoch before `number` is still held.
+    #[cfg(test)]
     pub fn has_before(&self, number: u64) -> bool {
         self.oldest_epoch().is_some_and(|oldest| oldest < number)
     }
@@ -272,6 +276,7 @@ impl Dirty {
     }
 
     /// Returns the number of extents.
+    #[cfg(test)]
     pub fn extents(&self) -> usize {
         self.epochs.iter().map(Epoch::len).sum()
     }

@@ -28,9 +28,11 @@ mod send;
 mod setattr;
 mod status;
 mod walk;
+mod whole;
 mod write;
 
 use std::collections::HashSet;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -44,6 +46,7 @@ use gridvfs_vfs::{
     Error, FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result, SeekWhence,
     SetAttr, Stability, Status, Time, Verifier, Vfs, Wcc, Written,
 };
+use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
@@ -65,6 +68,8 @@ use open::Origin;
 
 /// Beyond this many nodes, idle ones are let go.
 const NODES_MAX: usize = 16 * 1024;
+/// Of so many listed files it is known where they are, before they are used.
+const PLACES_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).unwrap();
 /// How many files are sent at once.
 const SENDING_MAX: usize = 16;
 /// How many READs for walks are under way at once.
@@ -84,22 +89,30 @@ pub(crate) struct Core {
     client: Arc<dyn Vfs>,
     runtime: Handle,
     store: Store,
+    wholes: whole::Wholes,
     journal: Journal,
     index: Index,
     origin: Mutex<Origin>,
     origin_path: PathBuf,
+    /// Whether we have changed files since the store was last made durable.
+    changed_files: AtomicBool,
     journal_dir: PathBuf,
     shared: bool,
     small_max_bytes: u64,
     settings: RwLock<Arc<Settings>>,
     settings_version: AtomicU64,
     nodes: DashMap<FileHandle, Arc<Node>>,
+    /// Where files are that were listed and not looked at yet: their rules and their reports need
+    /// the path. Of a file that is used the index knows it.
+    places: Mutex<LruCache<FileHandle, (FileHandle, Bytes)>>,
     dirty_bytes: AtomicU64,
     /// Unsent data is being sent whatever its age: somebody asked, or there is much of it.
     hurry: AtomicBool,
     closing: AtomicBool,
     /// Unsent data stays here until somebody asks for it to be sent.
     held: AtomicBool,
+    /// The last number of what was found unsent at the start.
+    found_seq: u64,
     /// Bytes of the journal that have been released since old segments were last looked for.
     dead_bytes: AtomicU64,
     /// For the house-keeper: segments of the journal may go.
@@ -158,6 +171,9 @@ impl Core {
             .entry(*handle)
             .or_insert_with(|| {
                 let known = self.index.update(handle, |_| {});
+                if let Some((dir, name)) = self.places.lock().pop(handle) {
+                    self.index.set_place(handle, &dir, &name);
+                }
                 let size = known.attr.map(|attr| attr.size);
                 Arc::new(Node::new(*handle, known.key, size, known.base))
             })
@@ -295,6 +311,10 @@ impl Vfs for DiskCache {
         data: &[u8],
     ) -> Option<Result<()>> {
         self.core.write_now(caller, file, offset, data)
+    }
+
+    fn whole(&self, file: &FileHandle) -> Option<std::fs::File> {
+        self.core.whole(file)
     }
 
     async fn create(

@@ -184,12 +184,8 @@ impl Index {
     /// keys and all: after a power loss their frames may be older than their bases say. To be called
     /// before anything is asked.
     pub fn distrust_written(&self, after: u64) {
-        let gone = self.database.read(|database| rows::forget_written(database, after));
-        if gone > 0 {
-            log::info!(
-                "{gone} files are fetched again: the machine went down before they were safe"
-            );
-        }
+        self.push(|| Change::ForgetWritten(after));
+        self.flush();
     }
 
     /// Notes that a directory is new and empty: any name is absent until one is made. Its listing is

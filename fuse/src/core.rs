@@ -4,15 +4,17 @@ mod files;
 mod names;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use fuser::{BackingId, FileAttr, FileType, INodeNo};
 use gridvfs_vfs::{Attr, Caller, FileHandle, FileKind, Result, Status, Vfs};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::directory::Directory;
 use crate::inodes::{Inode, Inodes, ROOT};
@@ -57,6 +59,16 @@ pub(crate) struct Invalidation {
     pub done: Option<oneshot::Sender<()>>,
 }
 
+/// Removals under way in a directory. When it is dropped, they are done.
+#[derive(Default)]
+struct Removals {
+    count: usize,
+    done: watch::Sender<()>,
+}
+
+/// For how long attributes that were seen at an open answer the kernel at most: its own usual second.
+const SEEN_FOR: Duration = Duration::from_secs(1);
+
 /// The front end's state.
 pub(crate) struct Core {
     pub vfs: Arc<dyn Vfs>,
@@ -72,8 +84,14 @@ pub(crate) struct Core {
     pub passthrough: AtomicBool,
     /// The kernel has its write-back cache on.
     pub writes_back: AtomicBool,
+    /// How many changes of ours, of whatever file, have begun, and how many have ended.
+    pub changes: AtomicU64,
     pub silly_log: Option<SillyLog>,
+    /// Hidden files that are being removed since their last close, by directory.
+    removals: Mutex<HashMap<FileHandle, Removals>>,
     silly_number: AtomicU64,
+    /// Whether the server keeps times to the nanosecond, once it was asked.
+    keeps_nanoseconds: OnceLock<bool>,
 }
 
 /// What a look-up answers the kernel.
@@ -105,8 +123,11 @@ impl Core {
             invalidations,
             passthrough: AtomicBool::new(false),
             writes_back: AtomicBool::new(false),
+            changes: AtomicU64::new(0),
             silly_log,
+            removals: Mutex::default(),
             silly_number: AtomicU64::new(start),
+            keeps_nanoseconds: OnceLock::new(),
         }
     }
 
@@ -176,12 +197,34 @@ impl Core {
         if let Some(way) = file.way.get() {
             file.inode.ways.close(*way);
         }
-        if let Some(hidden) = file.inode.closed(file.writes()) {
+        let hidden = {
+            // Whoever finds the file no longer hidden finds it being removed.
+            let mut removals = self.removals.lock();
+            let hidden = file.inode.closed(file.writes());
+            if let Some(hidden) = &hidden {
+                removals.entry(hidden.dir).or_default().count += 1;
+            }
+            hidden
+        };
+        if let Some(hidden) = hidden {
             let core = self.clone();
-            let handle = file.inode.handle;
-            self.vfs.discard(&handle);
-            self.runtime.spawn(async move { core.remove_hidden(&hidden).await });
+            self.vfs.discard(&file.inode.handle);
+            self.runtime.spawn(async move {
+                core.remove_hidden(&hidden).await;
+                let mut removals = core.removals.lock();
+                if let Entry::Occupied(mut entry) = removals.entry(hidden.dir) {
+                    entry.get_mut().count -= 1;
+                    if entry.get().count == 0 {
+                        entry.remove();
+                    }
+                }
+            });
         }
+    }
+
+    /// Returns what tells of the end of the removals in a directory, if there are any.
+    fn removal_in(&self, dir: &FileHandle) -> Option<watch::Receiver<()>> {
+        self.removals.lock().get(dir).map(|removals| removals.done.subscribe())
     }
 
     pub fn open_directory(&self, number: u64, caller: &Caller) -> Result<u64> {
@@ -239,9 +282,23 @@ impl Core {
         file_attr(attr, number, links)
     }
 
+    /// Answers GETATTR. After every read the kernel takes the access time that it has for outdated,
+    /// and asks at the next stat although it has been told a moment ago: such a question is answered
+    /// by what was seen then, as the kernel would.
     pub async fn getattr(&self, caller: &Caller, inode: &Inode) -> Result<FileAttr> {
+        let changes = self.changes.load(Ordering::Acquire);
+        let life = self.options.attr_timeout.min(SEEN_FOR);
+        if let Some(attr) = inode.seen(life, changes).filter(|_| inode.kind == FileKind::Regular) {
+            return Ok(self.kernel_attr(inode, &attr));
+        }
         let attr = self.vfs.getattr(caller, &inode.handle).await?;
+        inode.note_seen(&attr, changes);
         Ok(self.noted(inode, &attr))
+    }
+
+    /// Notes that a change begins, or that it has ended.
+    pub fn note_change(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
     }
 }
 

@@ -93,8 +93,13 @@ impl Front {
         call: impl Future<Output = Result<T>> + Send + 'static,
         finish: impl FnOnce(Result<T>) + Send + 'static,
     ) {
-        let runtime = self.core.runtime.clone();
-        let mut call = Box::pin(call);
+        let (core, runtime) = (self.core.clone(), self.core.runtime.clone());
+        core.note_change();
+        let mut call = Box::pin(async move {
+            let result = call.await;
+            core.note_change();
+            result
+        });
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let whole = async move {
             // At hand already: no task needed.
@@ -162,7 +167,8 @@ impl Filesystem for Front {
                 Ok(()) => self.core.writes_back.store(true, Ordering::Relaxed),
                 Err(_) => log::debug!("the kernel has no write-back cache"),
             }
-        } else if passthrough::is_permitted()
+        } else if options.passthrough
+            && passthrough::is_permitted()
             && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
         {
             // Of 1: local files lie on a plain file system, and ours may be the lower one of an
@@ -455,7 +461,10 @@ impl Filesystem for Front {
             let handle = &file.inode.handle;
             // Before and after: what is asked of the server meanwhile may tell either.
             file.inode.note_write();
-            let answer = self.core.vfs.write_now(&file.caller, handle, offset, data)?;
+            self.core.note_change();
+            let answer = self.core.vfs.write_now(&file.caller, handle, offset, data);
+            self.core.note_change();
+            let answer = answer?;
             file.inode.note_write();
             if answer.is_ok() {
                 file.inode.ways.written(offset, data);

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use gridvfs_vfs::{Attr, FileHandle, FileKind, Time, Wcc, WccAttr};
 use parking_lot::{Mutex, RwLock};
@@ -47,8 +47,9 @@ struct State {
     time_is_due: bool,
     /// What the file was like when we last knew its data to be what the kernel has cached.
     known: Option<WccAttr>,
-    /// The attributes that came last, and when.
-    seen: Option<(Attr, Instant)>,
+    /// The attributes of the last open or question, when they came, and how many changes of ours
+    /// had begun or ended when they were asked for.
+    seen: Option<(Attr, Instant, u64)>,
     /// Where the file is hidden, once its last name is gone.
     hidden: Option<Hidden>,
     /// Writes of ours under way or done since `known` was taken.
@@ -83,7 +84,6 @@ impl Inode {
     /// we last knew it.
     pub fn note(&self, attr: &Attr) -> bool {
         let mut state = self.state.lock();
-        state.seen = Some((*attr, Instant::now()));
         state.kernel_mtime.get_or_insert(attr.mtime);
         let now = WccAttr::from(attr);
         let changed = match state.known {
@@ -105,12 +105,23 @@ impl Inode {
         std::mem::take(&mut self.state.lock().outdated)
     }
 
+    /// Notes the attributes that were asked for when the number of our changes was `changes`.
+    pub fn note_seen(&self, attr: &Attr, changes: u64) {
+        self.state.lock().seen = Some((*attr, Instant::now(), changes));
+    }
+
+    /// Returns the attributes that were noted so, if that is not long ago and nothing was changed
+    /// by us since.
+    pub fn seen(&self, life: Duration, changes: u64) -> Option<Attr> {
+        let (attr, at, then) = self.state.lock().seen?;
+        (then == changes && at.elapsed() < life).then_some(attr)
+    }
+
     /// Notes what a change of our own made of the file.
     pub fn note_own(&self, wcc: &Wcc) {
         let mut state = self.state.lock();
         if let Some(attr) = &wcc.after {
             state.known = Some(attr.into());
-            state.seen = Some((*attr, Instant::now()));
         }
     }
 

@@ -27,6 +27,8 @@ pub struct SessionOptions {
     /// are many. It then believes nobody but itself about the size and times of a regular file that
     /// it knows, so this is for sessions whose files nobody else changes.
     pub writeback_cache: bool,
+    /// The kernel reads whole local files by itself, where it can and this process may ask for it.
+    pub passthrough: bool,
     /// The largest write that the kernel sends, in bytes: what its default limit of 256 pages
     /// allows.
     pub write_bytes_max: u32,
@@ -45,6 +47,7 @@ impl Default for SessionOptions {
             default_permissions: false,
             read_only: false,
             writeback_cache: false,
+            passthrough: true,
             write_bytes_max: 1 << 20,
             background_max: 128,
         }

@@ -3,10 +3,13 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use gridvfs_vfs::{Caller, Error, FileHandle, Status, Vfs};
+use nix::fcntl::{Flock, FlockArg};
 use parking_lot::Mutex;
 
 use crate::inodes::Hidden;
@@ -17,6 +20,8 @@ const PREFIX: &[u8] = b".nfs";
 const LENGTH: usize = PREFIX.len() + 32;
 /// The largest log that is read back, in bytes.
 const LOG_BYTES_MAX: u64 = 16 << 20;
+/// The most logs that a process has of one source.
+const LOGS_MAX: u32 = 1000;
 
 /// Makes a name.
 pub fn silly_name(number: u64, counter: u64) -> Vec<u8> {
@@ -40,28 +45,55 @@ pub fn random() -> [u8; 8] {
 }
 
 /// A log of hidden files: a line for each that comes (`+`) and goes (`-`).
+///
+/// Each process that hides files has a log of its own and holds a lock on it (flock) for as long as
+/// it lives. A log that is not locked is of a process that has died.
 pub struct SillyLog {
-    path: PathBuf,
-    file: Mutex<Option<File>>,
+    /// What the names of the logs of one source begin with.
+    base: PathBuf,
+    own: Mutex<Option<(PathBuf, Flock<File>)>>,
 }
 
 impl SillyLog {
-    /// Uses the log at `path`, one for each source. Nothing is made before it is needed.
-    pub fn open(path: &Path) -> Self {
-        Self { path: path.into(), file: Mutex::new(None) }
+    /// Uses logs named after `base`, one for each source. None is made before it is needed.
+    pub fn open(base: &Path) -> Self {
+        Self { base: base.into(), own: Mutex::new(None) }
+    }
+
+    /// Makes a log under a name of its own.
+    fn make(&self) -> std::io::Result<(PathBuf, Flock<File>)> {
+        for number in 0..LOGS_MAX {
+            let mut name = self.base.clone().into_os_string();
+            name.push(format!(".{}-{number}", std::process::id()));
+            let path = PathBuf::from(name);
+            let file = match File::options().create_new(true).append(true).open(&path) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+                file => file?,
+            };
+            // Before the lock is there another process may take the log for a dead one's.
+            if let Ok(file) = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+                && is_at(&file, &path)
+            {
+                return Ok((path, file));
+            }
+        }
+        Err(ErrorKind::AlreadyExists.into())
     }
 
     fn append(&self, sign: char, hidden: &Hidden) {
         let line = format!("{sign} {} {}\n", hex(hidden.dir.as_bytes()), hex(&hidden.name));
-        let mut file = self.file.lock();
-        if file.is_none() {
-            *file = File::options().create(true).append(true).open(&self.path).ok();
-        }
+        let mut own = self.own.lock();
+        let result = match own.as_mut() {
+            Some((_, file)) => file.write_all(line.as_bytes()),
+            None => self.make().and_then(|(path, mut file)| {
+                let result = file.write_all(line.as_bytes());
+                *own = Some((path, file));
+                result
+            }),
+        };
         // Without the log a name may be left behind, no more.
-        if let Some(file) = file.as_mut()
-            && let Err(error) = file.write_all(line.as_bytes())
-        {
-            log::debug!("{}: {error}", self.path.display());
+        if let Err(error) = result {
+            log::debug!("{}: {error}", self.base.display());
         }
     }
 
@@ -75,20 +107,61 @@ impl SillyLog {
         self.append('-', hidden);
     }
 
-    /// Removes what an earlier process has left, then empties the log.
+    /// Ends the log, unless files are left for the next mount to remove.
+    pub fn finish(&self) {
+        if let Some((path, _file)) = self.own.lock().take()
+            && read_log(&path).is_empty()
+        {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    /// Returns the logs of processes that have died, locked.
+    fn orphans(&self) -> Vec<(PathBuf, Flock<File>)> {
+        let (Some(folder), Some(base)) = (self.base.parent(), self.base.file_name()) else {
+            return Vec::new();
+        };
+        let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+        entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| {
+                let name = path.file_name().unwrap_or_default().as_bytes();
+                // Without a number: of a version that had one log for all.
+                let rest = name.strip_prefix(base.as_bytes());
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"."))
+            })
+            .filter_map(|path| {
+                let file = File::open(&path).ok()?;
+                let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()?;
+                is_at(&file, &path).then_some((path, file))
+            })
+            .collect()
+    }
+
+    /// Removes what processes have left that have died, and their logs.
     pub async fn clean(&self, vfs: &dyn Vfs, caller: &Caller) {
-        let left = read_log(&self.path);
-        for hidden in left.iter().filter(|hidden| is_silly(&hidden.name)) {
-            match vfs.remove(caller, &hidden.dir, &hidden.name).await {
-                Ok(_) => log::info!("removed a hidden file that a killed mount has left"),
-                Err(Error::Status(Status::NOENT | Status::STALE | Status::BADHANDLE)) => {}
-                Err(error) => {
-                    log::warn!("hidden files of a killed mount are left: {error}");
-                    return;
+        for (path, _locked) in self.orphans() {
+            let left = read_log(&path);
+            for hidden in left.iter().filter(|hidden| is_silly(&hidden.name)) {
+                match vfs.remove(caller, &hidden.dir, &hidden.name).await {
+                    Ok(_) => log::info!("removed a hidden file that a killed mount has left"),
+                    Err(Error::Status(Status::NOENT | Status::STALE | Status::BADHANDLE)) => {}
+                    Err(error) => {
+                        log::warn!("hidden files of a killed mount are left: {error}");
+                        return;
+                    }
                 }
             }
+            let _ = std::fs::remove_file(path);
         }
-        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Says whether a file is the one at a path.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
     }
 }
 
@@ -135,21 +208,47 @@ mod tests {
         }
     }
 
+    fn hidden(number: u8) -> Hidden {
+        Hidden {
+            dir: FileHandle::new(&[number]).expect("short"),
+            name: silly_name(number.into(), 1),
+        }
+    }
+
     #[test]
     fn the_log_gives_back_what_is_left() {
         let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join("silly");
-        let log = SillyLog::open(&path);
-        let hidden = |number| Hidden {
-            dir: FileHandle::new(&[number]).expect("short"),
-            name: silly_name(number.into(), 1),
-        };
+        let log = SillyLog::open(&folder.path().join("silly"));
         log.record(&hidden(1));
         log.record(&hidden(2));
         log.erase(&hidden(1));
+        let path = log.own.lock().as_ref().expect("made").0.clone();
         std::fs::write(folder.path().join("other"), "+ zz\n+\n+ 1 2\n").expect("write");
         assert_eq!(read_log(&path), HashSet::from([hidden(2)]));
         assert!(read_log(&folder.path().join("other")).is_empty());
         assert!(read_log(&folder.path().join("none")).is_empty());
+        log.finish();
+        assert!(path.exists(), "a file is left");
+    }
+
+    #[test]
+    fn logs_of_the_living_are_left_alone() {
+        let folder = tempfile::tempdir().expect("folder");
+        let base = folder.path().join("silly-1");
+        std::fs::write(&base, "+ 01 02\n").expect("an old version's");
+        std::fs::write(folder.path().join("silly-11"), "").expect("another source's");
+        let (living, dead, done) =
+            (SillyLog::open(&base), SillyLog::open(&base), SillyLog::open(&base));
+        for log in [&living, &dead, &done] {
+            log.record(&hidden(1));
+        }
+        let died = dead.own.lock().take().map(|(path, _)| path);
+        done.erase(&hidden(1));
+        done.finish();
+        let mut orphans: Vec<_> =
+            SillyLog::open(&base).orphans().into_iter().map(|(path, _)| path).collect();
+        orphans.sort();
+        assert_eq!(orphans, [Some(base), died].map(|path| path.expect("a path")));
+        assert_eq!(std::fs::read_dir(folder.path()).expect("list").count(), 4);
     }
 }

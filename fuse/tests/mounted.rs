@@ -6,11 +6,14 @@ mod passthrough;
 mod probe;
 #[path = "mounted/rig.rs"]
 mod rig;
+#[path = "mounted/speed.rs"]
+mod speed;
 #[path = "mounted/writeback.rs"]
 mod writeback;
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::time::{Duration, SystemTime};
 
 use gridvfs_fuse::SessionOptions;
 use rig::Rig;
@@ -31,4 +34,48 @@ fn what_is_at_hand_is_answered_at_once() {
     let mut answer = [0; 16];
     assert_eq!(file.read_at(&mut answer, 3).expect("read"), 2);
     assert_eq!(&answer[..2], b"rt");
+}
+
+#[test]
+fn an_exclusive_create_is_one_call() {
+    let Some(rig) = Rig::new("exclusive", SessionOptions::default()) else { return };
+    let mut new = File::options();
+    new.write(true).create_new(true).mode(0o640);
+    let before = SystemTime::now();
+    drop(new.open(rig.at("lock")).expect("created"));
+    let calls = rig.probe.take();
+    assert_eq!(calls.iter().filter(|call| *call != "flush").count(), 1, "{calls:?}");
+    assert_eq!(calls[0], "create guarded");
+    let meta = std::fs::metadata(rig.behind("lock")).expect("stat");
+    assert_eq!(meta.permissions().mode() & 0o777, 0o640);
+    let second = Duration::from_secs(1);
+    assert!(meta.accessed().expect("time") > before - second, "a time of today");
+    let again = new.open(rig.at("lock")).expect_err("there already");
+    assert_eq!(again.kind(), std::io::ErrorKind::AlreadyExists);
+}
+
+#[test]
+fn a_directory_can_go_once_what_was_hidden_in_it_is_closed() {
+    let Some(rig) = Rig::new("rmdir", SessionOptions::default()) else { return };
+    for round in 0..5 {
+        std::fs::create_dir(rig.at("dir")).expect("mkdir");
+        let files: Vec<File> = (0..3)
+            .map(|number| {
+                let path = rig.at(&format!("dir/{number}"));
+                let file = File::create(&path).expect("create");
+                std::fs::remove_file(&path).expect("unlink");
+                file
+            })
+            .collect();
+        // The kernel tells of a close a little later.
+        drop(files);
+        std::thread::sleep(Duration::from_millis(10 * round));
+        assert_eq!(std::fs::read_dir(rig.at("dir")).expect("list").count(), 0);
+        std::fs::remove_dir(rig.at("dir")).expect("rmdir");
+    }
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while std::fs::read_dir(&rig.export).expect("list").count() > 0 {
+        assert!(std::time::Instant::now() < deadline, "hidden files are left");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

@@ -154,11 +154,17 @@ impl LocalDir {
         // The root is held for good, not among what may be let go.
         nodes.remove(&key.id);
         let streams = Arc::new(Parked::new(non_zero(listing::PARKED_MAX)));
-        let file = options.state_dir.map(|dir| {
+        let file = options.state_dir.as_ref().map(|dir| {
             dir.join(format!("handles-{:016x}-{:x}.sqlite", key.id.device, key.id.inode))
         });
+        let kept = file.clone();
         let store = Store::open(file, sweep(nodes.clone(), streams.clone()))
             .map_err(|error| unsupported(format!("no handle table: {error}")))?;
+        if let (Some(table), Some(directory)) = (kept, options.state_dir) {
+            let whole = std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
+            store::old::note_use(&table, &whole);
+            store::old::remove_old(&directory);
+        }
         let mut verifier = [0; 8];
         ring::rand::SystemRandom::new()
             .fill(&mut verifier)

@@ -11,7 +11,7 @@ use crate::cache_dir;
 use crate::cli::{CacheCommand, CachePathsArgs, JsonArgs, StatusArgs};
 use crate::options::size;
 use crate::paths;
-use crate::report::{bytes_text, print_json};
+use crate::report::{bytes_text, count_text, print_json};
 use crate::session::{Client, Record};
 
 /// So many files are shown one by one.
@@ -98,17 +98,18 @@ fn status(args: StatusArgs) -> Result<ExitCode> {
         match count("unsent_files") {
             0 => "nothing".into(),
             files => format!(
-                "{} in {files} files, {} in conflict",
+                "{} in {}, {} in conflict",
                 bytes("unsent_bytes"),
+                count_text(files, "file"),
                 count("unsent_conflicts")
             ),
         },
     );
     row("sent", format!("{}, {} dropped before", bytes("sent_bytes"), bytes("dropped_bytes")));
-    row("evicted", format!("{} frames", count("evicted")));
-    row("repaired", format!("{} blocks were damaged and dropped", count("repaired")));
+    row("evicted", count_text(count("evicted"), "frame"));
+    row("repaired", format!("{} damaged and dropped", count_text(count("repaired"), "block")));
     row("journal", bytes("journal_bytes"));
-    row("pinned", format!("{} files", list_of(&status, "pinned").len()));
+    row("pinned", count_text(list_of(&status, "pinned").len() as u64, "file"));
     let files = list_of(&status, "unsent");
     for file in files.iter().take(FILES_SHOWN_MAX) {
         let error = match (file["conflict"].as_bool(), file["error"].as_str()) {
@@ -140,7 +141,10 @@ fn bar(what: &str, bytes: bool) -> Result<indicatif::ProgressBar> {
 
 fn show(bar: &indicatif::ProgressBar, progress: &Value) {
     if let Some(files) = progress["files"].as_u64() {
-        bar.set_prefix(format!("{files} files found"));
+        bar.set_prefix(format!("{} found", count_text(files, "file")));
+        return;
+    }
+    if number(progress, "total") == 0 {
         return;
     }
     bar.set_length(number(progress, "total"));
@@ -164,7 +168,7 @@ fn verify(args: StatusArgs) -> Result<ExitCode> {
         }
         let blocks = number(&reply, "blocks");
         match bad {
-            0 => println!("{}: {blocks} blocks, all good", record.name),
+            0 => println!("{}: {}, all good", record.name, count_text(blocks, "block")),
             _ => println!(
                 "{}: {bad} of {blocks} blocks were damaged and have been dropped; \
                  they are fetched again when needed",
@@ -200,10 +204,11 @@ fn warm(args: CachePathsArgs) -> Result<ExitCode> {
             let error = failure["error"].as_str().unwrap_or_default();
             eprintln!("{}: {error}", paths::text(&failure["path"]));
         }
-        let (files, bytes) = (number(&reply, "files"), bytes_text(number(&reply, "bytes")));
+        let files = count_text(number(&reply, "files"), "file");
+        let bytes = bytes_text(number(&reply, "bytes"));
         match failed {
-            0 => println!("{files} files, {bytes}, are in the cache"),
-            _ => println!("{files} files, {bytes}; {failed} could not be fetched"),
+            0 => println!("in the cache: {files}, {bytes}"),
+            _ => println!("{files}, {bytes}; {failed} could not be fetched"),
         }
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -219,8 +224,8 @@ fn pin(args: CachePathsArgs, pinned: bool) -> Result<ExitCode> {
     } else {
         let what = if pinned { "pinned" } else { "no longer pinned" };
         println!(
-            "{} files {what}; {} are pinned in all, until the mount ends",
-            number(&reply, "files"),
+            "{} {what}; {} pinned in all, until the mount ends",
+            count_text(number(&reply, "files"), "file"),
             number(&reply, "pinned_files")
         );
     }

@@ -71,16 +71,21 @@ fn plan(args: MountArgs) -> Result<Plan> {
     if let Some(name) = args.session.as_deref().filter(|name| !crate::session::valid_name(name)) {
         bail!("{name:?} is no session name: letters, digits, - _ . up to 40");
     }
-    let mountpoint = std::path::absolute(&args.mountpoint)?;
-    // Its parent is resolved, not itself: a dead mount cannot be.
-    let mountpoint = match (mountpoint.parent(), mountpoint.file_name()) {
-        (Some(parent), Some(name)) => {
-            let parent = std::fs::canonicalize(parent)
-                .with_context(|| format!("mount point {}", mountpoint.display()))?;
-            parent.join(name)
-        }
-        _ => mountpoint,
-    };
+    let mountpoint = crate::mountpoint::resolved(&args.mountpoint)
+        .with_context(|| format!("mount point {}", args.mountpoint.display()))?;
+    if let Source::Local(directory) = &source
+        && let Ok(directory) = std::fs::canonicalize(directory)
+        && mountpoint.starts_with(&directory)
+    {
+        return Err(Hinted::error(
+            format!(
+                "mount point {} lies within its own source {}",
+                mountpoint.display(),
+                directory.display()
+            ),
+            "the mount would contain itself; choose a mount point elsewhere",
+        ));
+    }
     Ok(Plan { args, source, mountpoint, settings })
 }
 
@@ -93,8 +98,10 @@ fn clear_stale(mountpoint: &Path) -> Result<()> {
                 "{}: the mount of {source} here is dead (its process was killed); clearing it",
                 mountpoint.display()
             );
-            gridvfs_fuse::unmount(mountpoint, true)
-                .with_context(|| format!("cannot clear the dead mount on {}", mountpoint.display()))
+            gridvfs_fuse::unmount(mountpoint, true).with_context(|| {
+                format!("cannot clear the dead mount on {}", mountpoint.display())
+            })?;
+            crate::session::forget_dead(mountpoint)
         }
         MountState::Stale { source, fs_type } => Err(Hinted::error(
             format!("{} holds a dead mount of {source} ({fs_type})", mountpoint.display()),

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use crate::cli::{JsonArgs, StatusArgs};
-use crate::report::{Hinted, bytes_text, print_json};
+use crate::report::{Hinted, bytes_text, count_text, print_json};
 use crate::session::{self, Client, Record};
 
 /// Lists this user's sessions.
@@ -142,10 +142,8 @@ impl Pending {
 impl std::fmt::Display for Pending {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} not yet on the state server", bytes_text(self.bytes))?;
-        match self.files {
-            0 => {}
-            1 => write!(f, " (1 file)")?,
-            files => write!(f, " ({files} files)")?,
+        if self.files > 0 {
+            write!(f, " ({})", count_text(self.files, "file"))?;
         }
         match self.unreachable_seconds {
             Some(seconds) => write!(f, ", which has not answered for {seconds} s"),
@@ -191,8 +189,10 @@ impl Watch {
             let Ok(status) = self.client.ask("status") else { break };
             let pending = Pending::of(&status);
             self.most_bytes = self.most_bytes.max(pending.bytes);
-            self.bar.set_length(self.most_bytes);
-            self.bar.set_position(self.most_bytes - pending.bytes);
+            if self.most_bytes > 0 {
+                self.bar.set_length(self.most_bytes);
+                self.bar.set_position(self.most_bytes - pending.bytes);
+            }
             if let Some(since) = pending.unreachable_seconds.filter(|since| *since > 2) {
                 self.bar.set_message(format!("(no answer for {since} s)"));
             } else {

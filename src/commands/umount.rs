@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use gridvfs_fuse::MountState;
@@ -9,15 +10,21 @@ use serde_json::{Value, json};
 
 use super::status::{Pending, Watch, with_progress};
 use crate::cli::UmountArgs;
-use crate::report::{Hinted, bytes_text, print_json};
+use crate::report::{Hinted, bytes_text, count_text, print_json};
 use crate::session::{self, Client, Record};
+
+/// How long the end of a mount's process is waited for once its session has ended.
+const PROCESS_END_MAX: Duration = Duration::from_secs(3);
 
 /// Runs the command.
 pub fn run(args: UmountArgs) -> Result<ExitCode> {
     let record = session::find(&args.target)?;
     let mountpoint = match &record {
         Some(record) => record.mountpoint.clone(),
-        None => std::path::absolute(&args.target)?,
+        None => {
+            let target = std::path::absolute(&args.target)?;
+            crate::mountpoint::resolved(&target).unwrap_or(target)
+        }
     };
     let client = record.as_ref().and_then(|record| Client::connect(record).ok());
     let mut last = json!({});
@@ -26,6 +33,7 @@ pub fn run(args: UmountArgs) -> Result<ExitCode> {
         _ => match gridvfs_fuse::inspect(&mountpoint) {
             MountState::Stale { .. } => {
                 unmount(&mountpoint, true)?;
+                session::forget_dead(&mountpoint)?;
                 eprintln!("{}: a dead mount was cleared", mountpoint.display());
             }
             MountState::Mounted { fs_type, .. } if fs_type == "fuse.gridvfs" => {
@@ -36,6 +44,7 @@ pub fn run(args: UmountArgs) -> Result<ExitCode> {
             }
             // Safe to run twice: what is not mounted is fine, if it is there at all.
             MountState::Free if record.is_some() || mountpoint.is_dir() => {
+                session::forget_dead(&mountpoint)?;
                 eprintln!("{}: not mounted", mountpoint.display());
             }
             MountState::Free => {
@@ -57,9 +66,9 @@ pub fn run(args: UmountArgs) -> Result<ExitCode> {
     } else if last["unsent_files"].as_u64().is_some_and(|files| files > 0) {
         let (bytes, files) = (&last["unsent_bytes"], &last["unsent_files"]);
         println!(
-            "{} unsent ({files} file{}), kept for the next mount in {}",
+            "{} unsent ({}), kept for the next mount in {}",
             bytes_text(bytes.as_u64().unwrap_or(0)),
-            if files == 1 { "" } else { "s" },
+            count_text(files.as_u64().unwrap_or(0), "file"),
             last["cache_directory"].as_str().unwrap_or_default(),
         );
     }
@@ -99,10 +108,16 @@ fn end(record: &Record, mut client: Client, args: &UmountArgs) -> Result<Value> 
     if let Ok(mut watch) = Watch::new(record, "unmounting") {
         watch.until(&|| done.is_finished());
     }
-    match done.join() {
+    let last = match done.join() {
         Ok(result) => result.context("the session ended with an error"),
         Err(_) => bail!("the request ended early"),
+    };
+    // Its cache is free when the process is gone. That takes a moment, and is not worth a long one.
+    let patience = Instant::now() + PROCESS_END_MAX;
+    while record.is_running() && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(5));
     }
+    last
 }
 
 fn write_back_and_unmount(
@@ -124,7 +139,7 @@ fn write_back_and_unmount(
         })?;
     }
     unmount(&record.mountpoint, args.lazy)?;
-    Ok(client.send("wait")?)
+    client.send("wait")
 }
 
 fn unmount(mountpoint: &Path, lazy: bool) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,9 @@ use crate::report::Hinted;
 
 /// The longest session name: with the directory it must fit a socket's address (108 bytes).
 const NAME_BYTES_MAX: usize = 40;
+
+/// How long a session may take from its record to its socket.
+const STARTING: Duration = Duration::from_secs(10);
 
 /// What is known of a session without asking it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +36,11 @@ impl Record {
     /// Returns the control socket's path.
     pub fn socket(&self) -> Result<PathBuf> {
         Ok(directory()?.join(format!("{}.sock", self.name)))
+    }
+
+    /// Says whether the mount process is there, and has not ended.
+    pub fn is_running(&self) -> bool {
+        process_runs(self.pid)
     }
 
     /// Says whether the mount process is there and listens.
@@ -82,7 +91,7 @@ impl Registration {
                 Ok(()) => return Ok(Self { record, directory }),
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                     let holder = read(&path);
-                    if holder.as_ref().is_none_or(|holder| !process_exists(holder.pid)) {
+                    if holder.as_ref().is_none_or(|holder| !process_runs(holder.pid)) {
                         log::info!("removing the record of {}, which has died", record.name);
                         remove(&directory, &record.name);
                         // The same name again, now free.
@@ -129,8 +138,12 @@ fn read(path: &Path) -> Option<Record> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
-fn process_exists(pid: u32) -> bool {
-    Path::new(&format!("/proc/{pid}")).exists()
+/// Says whether a process runs: one that has ended, but that nobody has waited for, does not.
+fn process_runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before it may hold anything.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !"ZX".contains(state))
 }
 
 /// Says whether a session may have this name.
@@ -158,14 +171,25 @@ pub fn list() -> Result<Vec<Record>> {
     Ok(records)
 }
 
+/// Removes the records of sessions at a mount point whose processes have died.
+pub fn forget_dead(mountpoint: &Path) -> Result<()> {
+    let directory = directory()?;
+    for record in list()?.iter().filter(|record| record.mountpoint == mountpoint) {
+        let path = directory.join(format!("{}.json", record.name));
+        let age = fs::metadata(path).and_then(|meta| meta.modified()).map(|time| time.elapsed());
+        let is_starting = age.is_ok_and(|age| age.is_ok_and(|age| age < STARTING));
+        // The number may be another process's by now; that one does not listen here.
+        if !process_runs(record.pid) || (!is_starting && !record.is_alive()) {
+            remove(&directory, &record.name);
+        }
+    }
+    Ok(())
+}
+
 /// Finds a session by its name or mount point.
 pub fn find(target: &str) -> Result<Option<Record>> {
     let absolute = std::path::absolute(target)?;
-    // A mount that does not answer must not hold up the search: only the parent is resolved.
-    let resolved = absolute
-        .parent()
-        .and_then(|parent| fs::canonicalize(parent).ok())
-        .and_then(|parent| Some(parent.join(absolute.file_name()?)));
+    let resolved = crate::mountpoint::resolved(&absolute).ok();
     let found = |record: &Record| {
         record.name == target
             || record.mountpoint == absolute

@@ -345,10 +345,11 @@ impl Rig {
         }
     }
 
-    /// A command that runs as the rig's user, with a state directory of the rig's own.
+    /// A command that runs as the rig's user, with state and cache directories of the rig's own.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = self.bare_command(program);
         command.env("XDG_STATE_HOME", self.folder.join("state"));
+        command.env("XDG_CACHE_HOME", self.folder.join("state/cache"));
         command
     }
 
@@ -413,6 +414,27 @@ impl Rig {
     /// Notes that a test has mounted by itself.
     pub fn is_mounted(&mut self) {
         self.mounted = true;
+    }
+
+    /// Mounts the same once more, elsewhere.
+    pub fn mount_also(&self, mountpoint: &Path, options: &[&str]) -> Command {
+        let command = self.mount_command();
+        let first = self.mountpoint.as_os_str();
+        let arguments = command.get_args().map(|word| match word == first {
+            true => mountpoint.as_os_str().to_owned(),
+            false => word.to_owned(),
+        });
+        let mut also = self.command(gridvfs());
+        also.args(arguments);
+        for option in options {
+            also.args(["-o", option]);
+        }
+        also
+    }
+
+    /// Replaces the options of the mounts to come.
+    pub fn set_options(&mut self, options: &[&str]) {
+        self.options = options.iter().map(|option| option.to_string()).collect();
     }
 
     /// Unmounts, which writes back.

@@ -65,14 +65,18 @@ rpcbind_get() {
     if ! rpcbind_answers; then
         command -v rpcbind >/dev/null || die "rpcbind is missing (make deps installs it)"
         mkdir -p /run/rpcbind
-        # The lock is not for the daemon to inherit.
-        rpcbind -w 8>&- || die "rpcbind does not start: NFS-Ganesha cannot register without it"
+        # The lock is not for the daemon to inherit. Its number is known without a look at all
+        # processes (pidof), which waits for those whose exec waits for a file on a mount whose
+        # server is about to be started here.
+        setsid rpcbind -w -f </dev/null >/dev/null 2>&1 8>&- &
+        echo "$!" >"$rpcbind_users/starting"
+        disown
         for tries in {1..50}; do
             rpcbind_answers && break
             sleep 0.1
         done
         rpcbind_answers || die "rpcbind does not answer: NFS-Ganesha cannot register without it"
-        pidof rpcbind >"$rpcbind_users/pid"
+        mv "$rpcbind_users/starting" "$rpcbind_users/pid"
     fi
     # Counted only where it is ours to stop.
     if [[ -s $rpcbind_users/pid ]]; then

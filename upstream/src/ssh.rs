@@ -18,8 +18,10 @@ pub use proxy::{RemoteExport, SshProxyConnector};
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -29,6 +31,9 @@ use child::SshChild;
 
 /// The most lines of ssh that are shown while it logs in.
 const SAID_MAX: usize = 1000;
+
+/// How long a shared login may take to end.
+const FAREWELL_MAX: Duration = Duration::from_secs(2);
 
 /// What is done with a line that `ssh` or the host's shell writes to standard error.
 pub type MessageSink = Arc<dyn Fn(&str) + Send + Sync>;
@@ -151,7 +156,8 @@ impl SshHost {
             Login::Own => {
                 vec!["BatchMode=yes".into(), "ControlMaster=no".into(), "ControlPath=none".into()]
             }
-            Login::UserMaster => vec!["BatchMode=yes".into()],
+            // One that is there is used; one that we began would outlive the mount.
+            Login::UserMaster => vec!["BatchMode=yes".into(), "ControlMaster=no".into()],
             Login::OwnMaster if self.is_wrapped() => {
                 vec!["ControlMaster=auto".into(), "ControlPersist=no".into(), control_path]
             }
@@ -163,6 +169,35 @@ impl SshHost {
             }
         };
         options.into_iter().flat_map(|option| ["-o".into(), option]).collect()
+    }
+}
+
+impl Drop for SshHost {
+    /// Ends the login that the stripes have shared. It ends by itself with the last of them, unless
+    /// its network hangs, or ssh is run by a program that was killed in its stead.
+    fn drop(&mut self) {
+        let path = self.control_path();
+        if !path.exists() {
+            return;
+        }
+        if let Some((program, arguments)) = self.settings.command.split_first() {
+            let mut command = std::process::Command::new(program);
+            command.args(arguments).args(["-O", "exit", "-o"]);
+            command.arg(format!("ControlPath={}", path.display()));
+            command.arg("--").arg(&self.settings.destination);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            // It asks a process of this machine; a timeout guards against one that was stopped.
+            if let Ok(mut child) = command.spawn() {
+                let began = Instant::now();
+                while began.elapsed() < FAREWELL_MAX && matches!(child.try_wait(), Ok(None)) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+        // A master that was killed leaves its socket.
+        let _ = std::fs::remove_file(path);
     }
 }
 

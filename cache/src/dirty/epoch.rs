@@ -39,6 +39,7 @@ impl Epoch {
         self.extents.is_empty()
     }
 
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.extents.len()
     }

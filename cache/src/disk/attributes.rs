@@ -47,7 +47,8 @@ impl Core {
                 node.size()?;
             }
             let lazy = self.treatment(node).is_lazy();
-            if !lazy && !(state.dirty.is_empty() && state.settled) {
+            let quiet = state.dirty.is_empty() && state.settled;
+            if !lazy && !quiet {
                 // Only the server knows the times that its WRITEs leave.
                 return None;
             }
@@ -67,6 +68,10 @@ impl Core {
         let Some(node) = node else {
             let mut changed = false;
             self.index.update(handle, |known| {
+                if let Some(newer) = known.attr.filter(|_| known.changed_at > asked) {
+                    *attr = newer;
+                    return;
+                }
                 let base = known.base.filter(|_| regular);
                 changed = base.is_some_and(|base| !same_data(&base, &signature));
                 if changed {
@@ -82,6 +87,16 @@ impl Core {
         };
         let lazy = self.treatment(&node).is_lazy();
         let mut state = node.state.lock();
+        if state.changed_at > asked {
+            // The answer is older than what our own change has left.
+            if let Some(newer) = self.index.node(handle).and_then(|known| known.attr) {
+                *attr = newer;
+            }
+            if let Some(size) = node.size() {
+                attr.size = size;
+            }
+            return state.overlay(attr, node.size(), lazy);
+        }
         if state.can_judge(asked) {
             let foreign =
                 state.settled && state.base.is_some_and(|base| !same_data(&base, &signature));
@@ -133,20 +148,24 @@ impl Core {
         state.overlay(attr, node.size(), lazy);
     }
 
+    /// Notes what our own change has left of a file's attributes, if that is known.
+    pub fn note_own(&self, handle: &FileHandle, attr: Option<Attr>) {
+        let clock = self.tick();
+        self.index.update(handle, |known| {
+            known.attr = attr;
+            known.at = now_ms();
+            known.changed_at = clock;
+        });
+    }
+
     fn note_attr(&self, known: &mut Known, attr: &Attr) {
         known.attr = Some(*attr);
         known.at = now_ms();
     }
 
-    /// Takes attributes that need no correction afterwards.
-    pub fn observed(&self, handle: &FileHandle, attr: &Attr, asked: u64) -> Attr {
-        let mut attr = *attr;
-        self.observe(handle, &mut attr, asked);
-        attr
-    }
-
     /// The file's frames are of other data than the server's: they are never found again.
     pub fn renew(&self, node: &Node, state: &mut State, base: Option<WccAttr>) {
+        self.wholes.remove(node.key());
         let key = FileKey::random();
         add(&self.counters.changed, 1);
         state.overtake(0, u64::MAX);
@@ -229,7 +248,7 @@ impl Core {
             };
             if let Some(granted) = granted {
                 add(&self.counters.attribute_hits, 1);
-                self.walk_opened(file, &attr);
+                self.walk_opened(caller, file, &attr, false);
                 return Ok(AccessGranted { granted: Access(granted), attr: Some(attr) });
             }
         }
@@ -237,7 +256,7 @@ impl Core {
         let mut answer = self.buffer.access(caller, file, wanted).await?;
         if let Some(attr) = &mut answer.attr {
             self.observe(file, attr, asked);
-            self.walk_opened(file, attr);
+            self.walk_opened(caller, file, attr, true);
         }
         self.index.set_granted(file, caller, wanted.0, answer.granted.0);
         Ok(answer)

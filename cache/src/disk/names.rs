@@ -1,6 +1,7 @@
 //! Names: looked up, listed and changed. They are noted in every session, so that an unsent file's
 //! handle is known when its name is removed, and believed in those that trust what they know.
 
+use bytes::Bytes;
 use gridvfs_vfs::{
     Caller, CreateHow, Created, DirEntry, DirPage, Entry, Error, FileHandle, FileKind, Linked,
     Result, SetAttr, Status, Verifier, Vfs, Wcc, WccAttr,
@@ -58,10 +59,7 @@ impl Core {
 
     /// Notes what a change of names left of its directory.
     fn after(&self, dir: &FileHandle, wcc: &Wcc) {
-        self.index.update(dir, |known| {
-            known.attr = wcc.after;
-            known.at = super::now_ms();
-        });
+        self.note_own(dir, wcc.after);
     }
 
     /// Notes a name that was made.
@@ -84,10 +82,7 @@ impl Core {
                 if directory {
                     self.index.set_empty(handle);
                 }
-                self.index.update(handle, |known| {
-                    known.attr = made.attr;
-                    known.at = super::now_ms();
-                });
+                self.note_own(handle, made.attr);
                 self.index.created(dir, name, handle);
             }
             None => {
@@ -157,7 +152,9 @@ impl Core {
                 known.written = written;
             });
         } else {
-            self.observe(&handle, attr, asked);
+            // A new file is known by this very answer alone.
+            let new = self.known(&handle).is_none();
+            self.observe(&handle, attr, if new { self.ask() } else { asked });
         }
         Ok(created)
     }
@@ -228,7 +225,7 @@ impl Core {
             self.index.forget_node(handle);
             return;
         }
-        self.index.update(handle, |known| known.attr = None);
+        self.note_own(handle, None);
         if local
             && let Err(Error::Status(Status::STALE | Status::BADHANDLE | Status::NOENT)) =
                 self.buffer.getattr(caller, handle).await
@@ -306,7 +303,7 @@ impl Core {
         }
         if let Some(handle) = moved {
             // The server's clock is in its ctime now.
-            self.index.update(&handle, |known| known.attr = None);
+            self.note_own(&handle, None);
         }
         for (dir, wcc) in [(from.0, &from_wcc), (to.0, &to_wcc)] {
             self.after(dir, wcc);
@@ -335,7 +332,7 @@ impl Core {
         match &mut linked.attr {
             Some(attr) => self.observe(file, attr, asked),
             None => {
-                self.index.update(file, |known| known.attr = None);
+                self.note_own(file, None);
             }
         }
         self.index.created(dir, name, file);
@@ -375,9 +372,26 @@ impl Core {
         if trusts {
             let (entries, eof) = (&page.entries, page.eof);
             self.index.set_listing_part(dir, cookie, entries, eof, page.verifier, token);
+        } else {
+            self.note_places(dir, &page.entries);
         }
         self.walk_listed(dir, &page.entries);
         Ok(page)
+    }
+
+    /// Notes where the files of a listing are that is not itself noted.
+    fn note_places(&self, dir: &FileHandle, entries: &[DirEntry]) {
+        let dots = |entry: &DirEntry| matches!(&entry.name[..], b"." | b"..");
+        for entry in entries.iter().filter(|entry| !dots(entry)) {
+            let Some(handle) = entry.handle else { continue };
+            // Paths go through directories, used or not.
+            let is_dir = entry.attr.is_some_and(|attr| attr.kind == FileKind::Directory);
+            if is_dir || self.nodes.contains_key(&handle) {
+                self.index.set_place(&handle, dir, &entry.name);
+            } else {
+                self.places.lock().put(handle, (*dir, Bytes::copy_from_slice(&entry.name)));
+            }
+        }
     }
 
     /// Answers a part of a listing from the index.

@@ -6,12 +6,14 @@ use std::sync::atomic::AtomicU64;
 
 use dashmap::DashMap;
 use gridvfs_vfs::{Caller, FileHandle, Vfs};
+use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
 use super::options::{AtEnd, Consistency, DiskOptions, Policy};
-use super::{Core, DiskCache, SENDING_MAX, Unsent, WALK_READS_MAX, now_ms, recover};
+use super::whole::Wholes;
+use super::{Core, DiskCache, PLACES_MAX, SENDING_MAX, Unsent, WALK_READS_MAX, now_ms, recover};
 use crate::BufferLayer;
 use crate::index::{Index, IndexError, IndexOptions};
 use crate::journal::{Journal, JournalError, JournalOptions, Rebuild, Replayed};
@@ -100,6 +102,20 @@ impl Origin {
     }
 }
 
+/// Removes the empty journals of sessions that shared a cache and were killed.
+fn remove_dead_journals(dir: &Path) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix("journal-"));
+        if let Some(Ok(number)) = process.map(str::parse::<u32>)
+            && !Path::new(&format!("/proc/{number}")).exists()
+        {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 impl DiskCache {
     /// Says how much unsent data a directory's cache holds. Nothing is changed in it; it must not be
     /// in use. Blocks the calling thread while the disk works.
@@ -158,7 +174,10 @@ impl DiskCache {
         };
         // Sessions that share a cache only read, and have nothing to send.
         let journal_dir = match shared {
-            true => dir.join(format!("journal-{}", std::process::id())),
+            true => {
+                remove_dead_journals(&dir);
+                dir.join(format!("journal-{}", std::process::id()))
+            }
             false => dir.join("journal"),
         };
         let journal = Journal::open(&journal_dir, JournalOptions::default(), &mut take)?;
@@ -177,7 +196,7 @@ impl DiskCache {
         }
         // A cache that does not say may be what a power loss has left of a new one.
         let restarted = before.as_ref().is_none_or(|before| before.boot != origin.boot);
-        if restarted && !index.closed_cleanly() {
+        if restarted {
             // Blocks that we changed before the machine went down may be older than the server's.
             index.distrust_written(before.as_ref().map_or(0, |before| before.safe));
         }
@@ -193,6 +212,8 @@ impl DiskCache {
         if settings.consistency != Consistency::Dedicated || !index.closed_cleanly() {
             index.forget_all();
         }
+        let fresh = moved || restarted;
+        let wholes = Wholes::open(dir.join("whole"), store.geometry().size_bytes / 2, fresh);
         for damage in &damage {
             recover::report(&index, &root, damage);
         }
@@ -205,21 +226,25 @@ impl DiskCache {
             buffer,
             client,
             runtime,
+            wholes,
             store,
             journal,
             index,
             origin: Mutex::new(origin),
             origin_path,
+            changed_files: false.into(),
             journal_dir,
             shared,
             small_max_bytes,
             settings: RwLock::new(Arc::new(settings)),
             settings_version: AtomicU64::new(1),
             nodes: DashMap::new(),
+            places: Mutex::new(LruCache::new(PLACES_MAX)),
             dirty_bytes: AtomicU64::new(0),
             hurry: false.into(),
             closing: false.into(),
             held: hold.into(),
+            found_seq: files.values().map(|file| file.dirty.newest_seq()).max().unwrap_or(0),
             dead_bytes: AtomicU64::new(0),
             reclaim: Notify::new(),
             room: Notify::new(),

@@ -186,11 +186,16 @@ impl Core {
 
     /// The period of the store that a change of ours falls into.
     pub fn period(&self) -> u64 {
+        self.changed_files.store(true, Ordering::Release);
         self.origin.lock().period
     }
 
     /// Makes the store durable: what was changed before is believed after a power loss from then on.
     pub fn sync_store(&self) {
+        if !self.changed_files.swap(false, Ordering::AcqRel) {
+            // What was only read is fetched again if it is lost.
+            return;
+        }
         // Not only what is being changed now belongs to the next period, but also what is under way.
         let before = {
             let mut origin = self.origin.lock();
@@ -199,6 +204,7 @@ impl Core {
         };
         if let Err(error) = self.store.sync() {
             log::warn!("cannot make the cache durable: {error}");
+            self.changed_files.store(true, Ordering::Release);
             return;
         }
         self.index.flush();

@@ -63,20 +63,16 @@ impl Core {
                     self.changed(node, &mut state)?;
                 }
                 let base = state.base;
-                self.index.update(file, |known| {
-                    known.base = base;
-                    known.attr = wcc.after;
-                    known.at = super::now_ms();
-                });
+                self.note_own(file, wcc.after);
+                self.index.update(file, |known| known.base = base);
                 if let Some(after) = &mut wcc.after {
                     let lazy = self.treatment(node).is_lazy();
                     state.overlay(after, node.size(), lazy);
                 }
             }
             None => {
+                self.note_own(file, wcc.after);
                 self.index.update(file, |known| {
-                    known.attr = wcc.after;
-                    known.at = super::now_ms();
                     if let (Some(base), Some(after)) = (&mut known.base, &wcc.after) {
                         base.mtime = after.mtime;
                         base.ctime = after.ctime;
@@ -222,6 +218,7 @@ impl Core {
             self.send(&node, true).await?;
         }
         let _turn = self.hold(&node).await?;
+        self.wholes.remove(node.key());
         {
             let mut state = node.state.lock();
             if !state.dirty.is_empty() {

@@ -119,6 +119,7 @@ impl Core {
             }
         } else {
             self.store.clear();
+            self.wholes.clear();
         }
     }
 
@@ -234,9 +235,9 @@ impl DiskCache {
         self.core.store.usage()
     }
 
-    /// Returns the store's own counters by name.
+    /// Returns the store's and the journal's own counters by name.
     pub fn store_counters(&self) -> std::collections::BTreeMap<&'static str, u64> {
-        let counters = self.core.store.counters();
+        let (counters, journal) = (self.core.store.counters(), self.core.journal.counters());
         let get = |value: &std::sync::atomic::AtomicU64| value.load(Ordering::Relaxed);
         [
             ("hit_bytes", get(&counters.hit_bytes)),
@@ -244,6 +245,9 @@ impl DiskCache {
             ("repaired", get(&counters.repaired)),
             ("stored_bytes", get(&counters.stored_bytes)),
             ("no_space", get(&counters.no_space)),
+            ("journal_syncs", get(&journal.syncs)),
+            ("journal_syncs_asked", get(&journal.syncs_asked)),
+            ("journal_segments_deleted", get(&journal.segments_deleted)),
         ]
         .into()
     }
@@ -312,9 +316,17 @@ impl DiskCache {
         self.core.index.handle_of_key(key)
     }
 
-    /// Gives room back to the disk: the oldest blocks go first. Returns how many bytes went.
+    /// Gives room back to the disk: whole copies go first, then the oldest blocks. Returns how many
+    /// bytes went.
     pub fn prune(&self, bytes: u64) -> u64 {
-        self.core.store.give_back(bytes)
+        let copies = self.core.wholes.bytes();
+        self.core.wholes.clear();
+        copies + self.core.store.give_back(bytes.saturating_sub(copies))
+    }
+
+    /// Returns how many bytes the whole copies for passthrough take.
+    pub fn whole_bytes(&self) -> u64 {
+        self.core.wholes.bytes()
     }
 }
 

@@ -1,8 +1,9 @@
 //! Walks: a program that reads the small files of a directory one after the other (tar, grep, cp,
 //! a compiler's headers) has them fetched ahead of it, as a stream's next bytes are.
 //!
-//! A directory that was listed and of which two small files were then missed is being walked: the
-//! files behind the last one in the listing are fetched, some tens at once, each whole by one READ.
+//! A directory that was listed and of which two small files were then asked for is being walked: the
+//! files behind the last one in the listing are fetched, some tens at once, each whole by one READ;
+//! those before it if the walk goes that way, or if there are no others: many programs sort.
 //! In a session that trusts nothing, the attributes that come with such a READ also stand for the
 //! revalidation of the file's next open, once, and for a second: what a program reads a moment after
 //! it was fetched for it is as new as if it had asked. Files that were opened before are not part of
@@ -18,8 +19,11 @@ use parking_lot::Mutex;
 use super::Core;
 use crate::counters::add;
 
-/// How many misses in a listed directory make a walk.
+/// How many files of a listed directory that the server was asked for make a walk; one less where
+/// the directory is listed in the course of one.
 const MISSES_MIN: u32 = 2;
+/// How long after its last file a walk may come to another directory.
+const WALKING_FOR: Duration = Duration::from_secs(2);
 /// How many files are fetched ahead, and how many of their bytes.
 const AHEAD_FILES: usize = 64;
 const AHEAD_BYTES: u64 = 4 << 20;
@@ -33,10 +37,74 @@ const FILES_MAX: usize = 8192;
 struct Listed {
     files: Vec<(FileHandle, u64)>,
     places: HashMap<FileHandle, usize>,
+    /// What is known of each of the files.
+    marks: Vec<Mark>,
     misses: u32,
-    /// Files up to here were fetched, or are being fetched.
-    fetched: usize,
+    /// Files that were fetched ahead and not yet opened.
+    ahead: usize,
+    /// Where the walk was last.
+    last: usize,
     used: Option<Instant>,
+}
+
+/// What is known of a file of a listed directory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    /// Nothing.
+    Listed,
+    /// It was fetched ahead, or is being fetched.
+    Ahead,
+    /// It was opened, and nobody was asked for that.
+    Opened,
+    /// The server was asked for it.
+    Missed,
+}
+
+impl Listed {
+    /// The walk is at a file now, which the server was asked for if `missed`. Returns what is to be
+    /// fetched ahead.
+    fn at(&mut self, place: usize, missed: bool) -> Vec<(FileHandle, u64)> {
+        self.used = Some(Instant::now());
+        let before = self.marks[place];
+        if before == Mark::Ahead {
+            self.ahead -= 1;
+        }
+        if missed && before != Mark::Missed {
+            self.marks[place] = Mark::Missed;
+            // One that is on its way is part of the walk already.
+            self.misses += u32::from(before != Mark::Ahead);
+        } else if before != Mark::Missed {
+            self.marks[place] = Mark::Opened;
+        }
+        let backwards = place < std::mem::replace(&mut self.last, place);
+        if self.misses < MISSES_MIN || (!missed && self.ahead > AHEAD_FILES / 2) {
+            return Vec::new();
+        }
+        let (behind, before) = (place + 1..self.files.len(), (0..place).rev());
+        match backwards {
+            false => self.take(behind.chain(before)),
+            true => self.take(before.chain(behind)),
+        }
+    }
+
+    /// Takes files that nothing is known of, in that order.
+    fn take(&mut self, order: impl Iterator<Item = usize>) -> Vec<(FileHandle, u64)> {
+        let mut bytes = 0;
+        let mut wanted = Vec::new();
+        for place in order {
+            if self.marks[place] != Mark::Listed {
+                continue;
+            }
+            bytes += self.files[place].1;
+            if wanted.len() == AHEAD_FILES || bytes > AHEAD_BYTES {
+                break;
+            }
+            self.marks[place] = Mark::Ahead;
+            self.ahead += 1;
+            wanted.push(self.files[place]);
+        }
+        wanted
+    }
 }
 
 /// What is known of walks.
@@ -51,6 +119,8 @@ struct State {
     directory_of: HashMap<FileHandle, FileHandle>,
     confirmed: HashMap<FileHandle, Instant>,
     opened: HashSet<FileHandle>,
+    /// When a directory was last found being walked.
+    walking: Option<Instant>,
 }
 
 impl State {
@@ -86,14 +156,18 @@ impl Core {
         let mut state = self.walks.state.lock();
         if !state.listed.contains_key(dir) {
             state.make_room();
+            let walking = state.walking.is_some_and(|at| at.elapsed() < WALKING_FOR);
+            let misses = if walking { MISSES_MIN - 1 } else { 0 };
+            state.listed.insert(*dir, Listed { misses, ..Listed::default() });
         }
-        let listed = state.listed.entry(*dir).or_default();
+        let Some(listed) = state.listed.get_mut(dir) else { return };
         listed.used = Some(Instant::now());
         let mut added = Vec::new();
         for (handle, size) in files {
             if listed.files.len() < FILES_MAX && !listed.places.contains_key(&handle) {
                 listed.places.insert(handle, listed.files.len());
                 listed.files.push((handle, size));
+                listed.marks.push(Mark::Listed);
                 added.push(handle);
             }
         }
@@ -102,41 +176,42 @@ impl Core {
         }
     }
 
-    /// A read of a file has missed: if its directory is being walked, those behind it are fetched.
+    /// A read of a file has missed: if its directory is being walked, others are fetched.
     pub fn walk_missed(&self, caller: &Caller, node: &super::node::Node) {
         let wanted = {
             let mut state = self.walks.state.lock();
-            let Some(dir) = state.directory_of.get(&node.handle).copied() else { return };
-            let Some(listed) = state.listed.get_mut(&dir) else { return };
-            let Some(place) = listed.places.get(&node.handle).copied() else { return };
-            listed.misses += 1;
-            listed.used = Some(Instant::now());
-            if listed.misses < MISSES_MIN {
+            let State { listed, directory_of, walking, .. } = &mut *state;
+            let Some(listed) = directory_of.get(&node.handle).and_then(|dir| listed.get_mut(dir))
+            else {
                 return;
-            }
-            ahead_of(listed, place + 1)
+            };
+            let Some(place) = listed.places.get(&node.handle).copied() else { return };
+            let wanted = listed.at(place, true);
+            *walking = listed.used.filter(|_| listed.misses >= MISSES_MIN).or(*walking);
+            wanted
         };
         self.fetch_ahead(caller, wanted);
     }
 
-    /// A file was opened. A walk that is half way through what was fetched has more fetched.
-    pub fn walk_opened(&self, handle: &FileHandle, attr: &Attr) {
+    /// A file was opened, and the server was asked for that or not. A walk that is half way through
+    /// what was fetched has more fetched.
+    pub fn walk_opened(&self, caller: &Caller, handle: &FileHandle, attr: &Attr, asked: bool) {
         if attr.kind != FileKind::Regular || attr.size > self.small_max_bytes {
             return;
         }
         let wanted = {
             let mut state = self.walks.state.lock();
-            let Some(dir) = state.directory_of.get(handle).copied() else { return };
-            state.opened.insert(*handle);
-            state.confirmed.remove(handle);
-            let Some(listed) = state.listed.get_mut(&dir) else { return };
+            let State { listed, directory_of, confirmed, opened, walking } = &mut *state;
+            let Some(dir) = directory_of.get(handle) else { return };
+            opened.insert(*handle);
+            confirmed.remove(handle);
+            let Some(listed) = listed.get_mut(dir) else { return };
             let Some(place) = listed.places.get(handle).copied() else { return };
-            if listed.misses < MISSES_MIN || place + AHEAD_FILES / 2 < listed.fetched {
-                return;
-            }
-            ahead_of(listed, place + 1)
+            let wanted = listed.at(place, asked);
+            *walking = listed.used.filter(|_| listed.misses >= MISSES_MIN).or(*walking);
+            wanted
         };
-        self.fetch_ahead(&self.own, wanted);
+        self.fetch_ahead(caller, wanted);
     }
 
     /// Returns attributes that a walk has just brought, for one open.
@@ -214,17 +289,51 @@ impl Core {
     }
 }
 
-fn ahead_of(listed: &mut Listed, from: usize) -> Vec<(FileHandle, u64)> {
-    let from = from.max(listed.fetched.min(listed.files.len()));
-    let mut bytes = 0;
-    let mut wanted = Vec::new();
-    for file in listed.files.iter().skip(from).take(AHEAD_FILES) {
-        bytes += file.1;
-        if bytes > AHEAD_BYTES {
-            break;
-        }
-        wanted.push(*file);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(count: u8) -> Listed {
+        let file = |number| (FileHandle::new(&[number]).expect("short"), 5000);
+        let files: Vec<_> = (0..count).map(file).collect();
+        Listed { marks: vec![Mark::Listed; files.len()], files, ..Listed::default() }
     }
-    listed.fetched = from + wanted.len();
-    wanted
+
+    fn numbers(wanted: &[(FileHandle, u64)]) -> Vec<u8> {
+        wanted.iter().map(|(handle, _)| handle.as_bytes()[0]).collect()
+    }
+
+    #[test]
+    fn a_walk_is_found_in_whatever_order() {
+        let mut forward = listed(6);
+        assert_eq!(numbers(&forward.at(0, true)), []);
+        assert_eq!(numbers(&forward.at(0, true)), [], "a file counts once");
+        assert_eq!(numbers(&forward.at(1, true)), [2, 3, 4, 5]);
+        assert_eq!(numbers(&forward.at(2, false)), []);
+
+        // Whose attributes are known is opened without asking, and missed when it is read.
+        let mut backward = listed(6);
+        for (place, wanted) in [(5, &[][..]), (4, &[3, 2, 1, 0][..]), (3, &[])] {
+            assert_eq!(numbers(&backward.at(place, false)), []);
+            assert_eq!(numbers(&backward.at(place, place > 3)), wanted);
+        }
+
+        let mut sorted_otherwise = listed(6);
+        sorted_otherwise.at(5, true);
+        sorted_otherwise.at(0, true);
+        assert_eq!(sorted_otherwise.ahead, 4);
+    }
+
+    #[test]
+    fn a_large_directory_is_fetched_in_parts() {
+        let mut listed = listed(200);
+        listed.at(0, true);
+        assert_eq!(listed.at(1, true).len(), AHEAD_FILES);
+        for place in 2..2 + AHEAD_FILES / 2 - 1 {
+            assert_eq!(numbers(&listed.at(place, false)), []);
+        }
+        let next = listed.at(2 + AHEAD_FILES / 2 - 1, false);
+        assert_eq!(numbers(&next[..1]), [2 + AHEAD_FILES as u8]);
+        assert_eq!(next.len(), AHEAD_FILES);
+    }
 }

@@ -260,6 +260,7 @@ impl Core {
 
     /// Notes in the journal what the file is like that is about to have unsent data.
     pub fn begin(&self, node: &Node, state: &mut State) -> std::io::Result<()> {
+        self.wholes.remove(node.key());
         // A change of ours that is under way, or whose outcome is not known, may make another
         // version of the base.
         let known = state.settled && state.changing == 0;
@@ -331,6 +332,7 @@ impl Core {
         size: u64,
         after: Option<&WccAttr>,
     ) -> Result<()> {
+        self.wholes.remove(node.key());
         let old = node.size().unwrap_or(u64::MAX);
         state.overtake(size.min(old), u64::MAX);
         if !state.dirty.is_empty() || state.said.cut_intent.is_some() {
@@ -381,7 +383,7 @@ impl Core {
     /// close(2): in write-through, waits until the server has the data.
     pub async fn flush(&self, caller: &Caller, handle: &FileHandle) -> Result<()> {
         let Some(node) = self.known(handle) else { return Ok(()) };
-        if node.is_local() && !self.treatment(&node).is_lazy() {
+        if node.is_local() && !self.treatment(&node).is_lazy() && !self.keeps(&node) {
             self.send(&node, false).await?;
         }
         if let Some(error) = node.state.lock().error.take() {
@@ -395,6 +397,9 @@ impl Core {
     pub async fn commit(&self, handle: &FileHandle) -> Result<()> {
         let Some(node) = self.known(handle) else { return Ok(()) };
         if !self.treatment(&node).is_lazy() {
+            if node.is_local() && self.keeps(&node) {
+                return self.sync_journal().await;
+            }
             if node.is_local() {
                 self.send(&node, true).await?;
             }
@@ -410,6 +415,12 @@ impl Core {
         }
         add(&self.counters.local_syncs, 1);
         self.sync_journal().await
+    }
+
+    /// Says whether all that is unsent of a file is of an earlier session, and stays: who closes the
+    /// file has not written it, and does not wait for it.
+    fn keeps(&self, node: &Node) -> bool {
+        self.is_held() && node.state.lock().newest <= self.found_seq
     }
 
     /// Makes everything in the journal durable.

@@ -186,7 +186,8 @@ impl Index {
         });
     }
 
-    pub(super) fn set_place(&self, child: &FileHandle, dir: &FileHandle, name: &[u8]) {
+    /// Notes where a file is.
+    pub fn set_place(&self, child: &FileHandle, dir: &FileHandle, name: &[u8]) {
         let same = |node: &mut Node| {
             let place = node.extra.as_ref().and_then(|extra| extra.place.as_ref());
             place.is_some_and(|place| place.dir == *dir && *place.name == *name)

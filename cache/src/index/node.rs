@@ -23,12 +23,15 @@ pub struct Known {
     /// In which period of the store (from one time that it was made durable to the next) we last
     /// changed the file's data; 0: never.
     pub written: u64,
+    /// The owner's clock at its last own change of the attributes, in memory only: an answer to a
+    /// question from before it is older than what is known. 0: long ago.
+    pub changed_at: u64,
 }
 
 impl Known {
     /// Nothing, under a key of its own.
     pub(super) fn new() -> Self {
-        Self { attr: None, at: 0, key: FileKey::random(), base: None, written: 0 }
+        Self { attr: None, at: 0, key: FileKey::random(), base: None, written: 0, changed_at: 0 }
     }
 
     /// Gives it a new key: the frames that it has can no longer be reached.

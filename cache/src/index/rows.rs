@@ -206,6 +206,7 @@ fn unpack(columns: &NodeColumns) -> Option<NodeRow> {
             key: FileKey(columns.key),
             base: base.flatten(),
             written: columns.written,
+            changed_at: 0,
         },
         epoch: columns.epoch,
         names: columns.names,

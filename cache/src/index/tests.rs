@@ -273,8 +273,25 @@ fn everything_is_forgotten_but_keys_and_bases() {
         for (number, key) in (1..).zip(&keys) {
             let name = format!("n{number}");
             assert_eq!(index.lookup(&root, name.as_bytes()), Name::Unknown);
-            let expected = Known { attr: None, at: 0, key: *key, base: Some(base), written: 0 };
+            let expected =
+                Known { attr: None, at: 0, key: *key, base: Some(base), written: 0, changed_at: 0 };
             assert_eq!(index.node(&handle(number)), Some(expected));
         }
     }
+}
+
+#[test]
+fn files_changed_too_late_are_forgotten() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("index");
+    let file = |number| FileHandle::new(&[number]).expect("short");
+    let index = Index::open(&path, IndexOptions::default()).expect("opened");
+    let keys: Vec<_> =
+        (0..3).map(|n| index.update(&file(n), |known| known.written = u64::from(n)).key).collect();
+    drop(index);
+    let index = Index::open(&path, IndexOptions::default()).expect("opened");
+    index.distrust_written(1);
+    let key = |number| index.node(&file(number)).map(|known| known.key);
+    assert_eq!([key(0), key(1), key(2)], [Some(keys[0]), Some(keys[1]), None]);
+    assert!(index.stats().persistent);
 }

@@ -30,11 +30,24 @@ const TRIES_MAX: usize = 3;
 pub(super) enum Change {
     Node(FileHandle, Box<NodeRow>),
     ForgetNode(FileHandle),
-    Name { names: u64, name: Bytes, child: Child, listed: bool },
-    Listed { names: u64, row: Box<NameRow> },
-    Whole { names: u64, losses: u64 },
+    Name {
+        names: u64,
+        name: Bytes,
+        child: Child,
+        listed: bool,
+    },
+    Listed {
+        names: u64,
+        row: Box<NameRow>,
+    },
+    Whole {
+        names: u64,
+        losses: u64,
+    },
     DropNames(u64),
     Epoch(u64),
+    /// Files that we changed after this period are forgotten.
+    ForgetWritten(u64),
 }
 
 #[derive(Default)]
@@ -255,6 +268,12 @@ fn transaction(
             Change::Listed { names, row } => row.put(&to, *names)?,
             Change::Whole { names, losses } => name_rows::set_whole(&to, *names, *losses)?,
             Change::DropNames(names) => name_rows::drop_whole(&to, *names)?,
+            Change::ForgetWritten(after) => {
+                let gone = rows::forget_written(&to, *after)?;
+                if gone > 0 {
+                    log::info!("{gone} files are fetched again: the machine went down too early");
+                }
+            }
             Change::Epoch(epoch) => {
                 to.execute_batch("DELETE FROM name")?;
                 let begin = "UPDATE meta SET epoch = ?1, losses = losses + 1";

@@ -6,6 +6,5 @@ mod kills;
 mod power;
 mod program;
 mod trouble;
-#[allow(dead_code, reason = "the other tests use all of it")]
 #[path = "../disk/world.rs"]
 mod world;

@@ -2,4 +2,5 @@
 
 mod model;
 mod policy;
+#[allow(dead_code, reason = "the crash tests use all of it")]
 mod world;

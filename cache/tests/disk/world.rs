@@ -1,5 +1,7 @@
 //! A state server (a directory, behind a layer that can be slow, cut or full) and a cache over it.
 
+#![allow(dead_code)] // Each test binary uses a part of it.
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};

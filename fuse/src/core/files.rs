@@ -38,6 +38,7 @@ impl Core {
             _ if flags & OPEN_FOR_EXEC != 0 => Access::EXECUTE,
             _ => Access::READ,
         };
+        let changes = self.changes.load(Ordering::Acquire);
         // One round trip for permission and attributes, as close-to-open asks for.
         // A page that is written in part is read first by a kernel that writes pages back.
         let fills = if writes_back { Access::READ } else { 0 };
@@ -50,6 +51,7 @@ impl Core {
             Some(attr) => attr,
             None => self.vfs.getattr(caller, &inode.handle).await?,
         };
+        inode.note_seen(&attr, changes);
         let changed = inode.note_at_open(&attr);
         if changed {
             self.vfs.invalidate(&inode.handle);
@@ -63,7 +65,10 @@ impl Core {
         let (open, file) = self.add_file(inode.clone(), caller, flags);
         if flags & libc::O_TRUNC != 0 && flags & libc::O_ACCMODE != libc::O_RDONLY {
             let empty = SetAttr { size: Some(0), ..SetAttr::default() };
-            match self.vfs.setattr(caller, &inode.handle, &empty, None).await {
+            self.note_change();
+            let emptied = self.vfs.setattr(caller, &inode.handle, &empty, None).await;
+            self.note_change();
+            match emptied {
                 Ok(wcc) => {
                     inode.note_own(&wcc);
                     inode.ways.resized(0);
@@ -156,9 +161,11 @@ impl Core {
     async fn settle_time(&self, caller: &Caller, inode: &Inode) {
         if let Some(mtime) = inode.take_due_time() {
             let changes = SetAttr { mtime: SetTime::To(mtime), ..SetAttr::default() };
+            self.note_change();
             if let Err(error) = self.setattr(caller, inode, &changes).await {
                 log::debug!("a time of writing could not be set: {error}");
             }
+            self.note_change();
         }
     }
 

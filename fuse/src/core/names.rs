@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use fuser::FileAttr;
 use gridvfs_vfs::{
-    Caller, CreateHow, Created, Error, FileHandle, FileKind, NodeKind, Result, SetAttr, Status,
-    Verifier,
+    Caller, CreateHow, Created, Error, FileHandle, FileKind, NodeKind, Result, SetAttr, SetTime,
+    Status, Time, Verifier,
 };
 
 use super::{Core, Found, Opened};
@@ -63,19 +64,8 @@ impl Core {
         let dir = self.dir(parent)?;
         let mode = mode & 0o7777;
         let found = if flags & libc::O_EXCL != 0 {
-            let verifier: Verifier = crate::silly::random();
-            let how = CreateHow::Exclusive(verifier);
-            let created = self.vfs.create(caller, &dir, name, &how).await?;
-            let found = self.created(caller, &dir, name, created).await?;
-            // The server keeps the verifier in the times; mode and times are set now.
-            let attr = SetAttr {
-                mode: Some(mode),
-                atime: gridvfs_vfs::SetTime::ServerNow,
-                mtime: gridvfs_vfs::SetTime::ServerNow,
-                ..SetAttr::default()
-            };
-            let attr = self.setattr(caller, &found.inode, &attr).await?;
-            Found { attr, ..found }
+            let attr = SetAttr { mode: Some(mode), ..SetAttr::default() };
+            self.create_new(caller, &dir, name, attr).await?
         } else {
             let size = (flags & libc::O_TRUNC != 0).then_some(0);
             let attr = SetAttr { mode: Some(mode), size, ..SetAttr::default() };
@@ -86,6 +76,47 @@ impl Core {
         let (number, file) = self.add_file(found.inode.clone(), caller, flags);
         let keep = flags & libc::O_TRUNC == 0;
         Ok((Opened { number, file, keep, wish: Wish::default() }, found.attr))
+    }
+
+    /// Creates a file that must not be there yet: it may be somebody's lock.
+    ///
+    /// A CREATE whose answer is lost is sent again and finds its own file. RFC 1813 has EXCLUSIVE
+    /// for it, whose verifier tells the file from others, and which takes a SETATTR for the mode.
+    /// Where the server keeps times to the nanosecond, GUARDED does the same in one call: it sets
+    /// the access time, to one that nobody else has.
+    async fn create_new(
+        &self,
+        caller: &Caller,
+        dir: &FileHandle,
+        name: &[u8],
+        attr: SetAttr,
+    ) -> Result<Found> {
+        let random: Verifier = crate::silly::random();
+        if self.keeps_nanoseconds(caller).await {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let nanoseconds = (u64::from_ne_bytes(random) % 1_000_000_000) as u32;
+            let mark = Time { seconds: since.as_secs() as i64, nanoseconds };
+            let how = CreateHow::Guarded(SetAttr { atime: SetTime::To(mark), ..attr });
+            let created = self.vfs.create(caller, dir, name, &how).await?;
+            return self.created(caller, dir, name, created).await;
+        }
+        let how = CreateHow::Exclusive(random);
+        let created = self.vfs.create(caller, dir, name, &how).await?;
+        let found = self.created(caller, dir, name, created).await?;
+        // The server keeps the verifier in the times; mode and times are set now.
+        let (atime, mtime) = (SetTime::ServerNow, SetTime::ServerNow);
+        let attr = self.setattr(caller, &found.inode, &SetAttr { atime, mtime, ..attr }).await?;
+        Ok(Found { attr, ..found })
+    }
+
+    async fn keeps_nanoseconds(&self, caller: &Caller) -> bool {
+        if let Some(known) = self.keeps_nanoseconds.get() {
+            return *known;
+        }
+        match self.vfs.fsinfo(caller, &self.vfs.root()).await {
+            Ok(info) => *self.keeps_nanoseconds.get_or_init(|| info.time_delta_ns == 1),
+            Err(_) => false,
+        }
     }
 
     pub async fn mknod(
@@ -257,6 +288,21 @@ impl Core {
                 self.remove_hidden(&hidden).await;
             }
         }
+        if let Some(log) = &self.silly_log {
+            log.finish();
+        }
+    }
+
+    /// Waits for the removals of hidden files that are under way in a directory. Returns whether
+    /// there were any.
+    async fn wait_for_removals(&self, dir: &FileHandle) -> bool {
+        let mut any = false;
+        while let Some(mut removal) = self.removal_in(dir) {
+            any = true;
+            // An error says that the last of them is done.
+            while removal.changed().await.is_ok() {}
+        }
+        any
     }
 
     pub async fn rmdir(&self, caller: &Caller, parent: u64, name: &[u8]) -> Result<()> {
@@ -265,7 +311,9 @@ impl Core {
         match self.vfs.rmdir(caller, &dir, name).await {
             Err(error) if error.status() == Status::NOTEMPTY => {
                 let entry = self.vfs.lookup(caller, &dir, name).await?;
-                if !self.move_hidden_away(caller, &entry.handle, &dir).await? {
+                // In this order: what is closed meanwhile is on its way to be removed.
+                let moved = self.move_hidden_away(caller, &entry.handle, &dir).await?;
+                if !self.wait_for_removals(&entry.handle).await && !moved {
                     return Err(error);
                 }
                 self.vfs.rmdir(caller, &dir, name).await.map(drop)
@@ -295,8 +343,17 @@ impl Core {
             let Some(hidden) = inode.hidden() else { continue };
             let moved = Hidden { dir: *to, name: self.new_silly_name(&inode) };
             self.log_hidden(&moved);
-            self.vfs.rename(caller, from, &hidden.name, to, &moved.name, false).await?;
+            match self.vfs.rename(caller, from, &hidden.name, to, &moved.name, false).await {
+                // It has just been closed, and removed.
+                Err(Error::Status(Status::NOENT)) => continue,
+                result => result?,
+            };
             inode.hidden_moved(moved);
+            if !inode.is_open()
+                && let Some(hidden) = inode.take_hidden()
+            {
+                self.remove_hidden(&hidden).await;
+            }
         }
         Ok(true)
     }

@@ -6,6 +6,8 @@
 //! and a damaged database is begun anew. Without a directory to keep it in, it is a temporary one
 //! that SQLite removes.
 
+pub(super) mod old;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

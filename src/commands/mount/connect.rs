@@ -52,7 +52,7 @@ impl Stack {
     async fn add_cache(
         mut self,
         plan: &Plan,
-        dir: CacheDir,
+        mut dir: CacheDir,
         settings: Settings,
         buffer: Arc<BufferLayer>,
         below: Arc<dyn Vfs>,
@@ -66,14 +66,30 @@ impl Stack {
         };
         let opened = DiskCache::open(buffer, below, Handle::current(), options).await;
         let disk = Arc::new(opened.map_err(|error| cache_dir::open_error(&dir.path, error))?);
+        dir.is_used();
         self.top = disk.clone();
         self.cache = Some(Cache { disk, dir });
         Ok(self)
     }
 }
 
-/// Connects. May ask the user for a password on the terminal.
+/// Connects. May ask the user for a password on the terminal. A timeout of the session is one of
+/// the mount attempt, too, except over ssh: nobody knows how long a password takes to type.
 pub async fn connect(plan: &Plan) -> Result<Stack> {
+    match (plan.settings.timeout, &plan.source) {
+        (Some(timeout), Source::Nfs { .. } | Source::Unix(_) | Source::Tcp { .. }) => {
+            tokio::time::timeout(timeout, connect_patiently(plan)).await.unwrap_or_else(|_| {
+                Err(Hinted::error(
+                    format!("{}: no answer within {} s", plan.args.source, timeout.as_secs_f64()),
+                    "is that the right server and port? -o timeout= says how long to wait",
+                ))
+            })
+        }
+        _ => connect_patiently(plan).await,
+    }
+}
+
+async fn connect_patiently(plan: &Plan) -> Result<Stack> {
     let settings = &plan.settings;
     // Before anybody is asked for a password.
     let cache = match plan.has_cache() {

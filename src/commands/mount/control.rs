@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use gridvfs_cache::DiskCache;
-use gridvfs_cache::disk::{Consistency, Policy};
+use gridvfs_cache::disk::{Consistency, Policy, Settings};
 use gridvfs_vfs::{FileHandle, Vfs};
 use serde_json::{Value, json};
 
@@ -22,8 +22,19 @@ use crate::session::{Control, Progress, Record};
 
 /// How often progress is told.
 const TELL_EVERY: Duration = Duration::from_millis(100);
+/// How long the kernel may take to hand over what it has gathered.
+const KERNEL_WRITES_MAX: Duration = Duration::from_secs(10);
 /// So many files are listed one by one.
 const FILES_TOLD_MAX: usize = 1000;
+
+/// What the kernel was told at the start, for good.
+#[derive(Clone, Copy)]
+pub struct Kernel {
+    /// For how long it believes names and attributes.
+    pub believes: Duration,
+    /// Whether it gathers writes, and then believes nobody else about a file that it knows.
+    pub writes_back: bool,
+}
 
 /// The session, for its control socket and its signals.
 pub struct SessionControl {
@@ -34,8 +45,7 @@ pub struct SessionControl {
     client: Option<Arc<gridvfs_upstream::NfsClient>>,
     cache: Option<Arc<DiskCache>>,
     options: CacheOptions,
-    /// For how long the kernel believes what it was told.
-    believed: Duration,
+    kernel: Kernel,
     counters: Arc<gridvfs_fuse::Counters>,
     /// One write-back at a time.
     writing_back: tokio::sync::Mutex<()>,
@@ -48,7 +58,7 @@ impl SessionControl {
         record: &Record,
         stack: &Stack,
         counters: Arc<gridvfs_fuse::Counters>,
-        believed: Duration,
+        kernel: Kernel,
     ) -> Self {
         Self {
             record: record.clone(),
@@ -58,7 +68,7 @@ impl SessionControl {
             client: stack.client.clone(),
             cache: stack.cache.as_ref().map(|cache| cache.disk.clone()),
             options: plan.settings.cache.clone(),
-            believed,
+            kernel,
             counters,
             writing_back: tokio::sync::Mutex::new(()),
         }
@@ -76,6 +86,9 @@ impl SessionControl {
     /// Sends what is unsent; done when it is on the server's disk.
     pub async fn write_back(&self) -> Result<()> {
         let _one = self.writing_back.lock().await;
+        if self.kernel.writes_back {
+            self.have_kernel_write().await;
+        }
         let Some(cache) = &self.cache else { return Ok(self.top.shutdown().await?) };
         let unsent = cache.unsent();
         if cache.settings().policy == Policy::ReadOnly && unsent.files > 0 && self.options.read_only
@@ -88,12 +101,25 @@ impl SessionControl {
         let done = cache.write_back().await;
         let conflicts = cache.unsent().conflicts;
         done.map_err(|error| match conflicts {
-            0 => anyhow::Error::from(error),
+            0 => anyhow::anyhow!("{}", files::plain(&error)),
             count => Hinted::error(
-                format!("{count} files are in conflict with the server's ({error})"),
+                match count {
+                    1 => "1 file was changed on the server, too: a conflict".to_string(),
+                    _ => format!("{count} files were changed on the server, too: conflicts"),
+                },
                 format!("gridvfs conflicts {} lists and resolves them", self.record.name),
             ),
         })
+    }
+
+    /// Has the kernel hand over what it has gathered, as far as it does when asked.
+    async fn have_kernel_write(&self) {
+        let mountpoint = self.record.mountpoint.clone();
+        let synced = tokio::task::spawn_blocking(move || {
+            std::fs::File::open(mountpoint).map(|root| nix::unistd::syncfs(&root))
+        });
+        // A mount that does not answer is no reason not to send what is here.
+        let _ = tokio::time::timeout(KERNEL_WRITES_MAX, synced).await;
     }
 
     /// Sends what is unsent, and forgets what is clean.
@@ -110,9 +136,23 @@ impl SessionControl {
         else {
             return Ok(false);
         };
-        let settings = self.options.settings()?;
-        cache.set(settings).map_err(anyhow::Error::msg)?;
+        self.adopt(cache, self.options.settings()?)?;
         Ok(true)
+    }
+
+    fn adopt(&self, cache: &DiskCache, settings: Settings) -> Result<()> {
+        self.options.fit(&settings)?;
+        if self.kernel.writes_back && settings.consistency != Consistency::Dedicated {
+            return Err(Hinted::error(
+                format!(
+                    "consistency={}: the kernel gathers writes, as it may where nobody else \
+                     changes the files",
+                    settings.consistency
+                ),
+                "mount anew, or with -o kernel_writeback=off from the start",
+            ));
+        }
+        cache.set(settings).map_err(anyhow::Error::msg)
     }
 
     fn set(&self, arguments: &Value) -> Result<Value> {
@@ -123,19 +163,18 @@ impl SessionControl {
         let before = cache.settings();
         let mut settings = (*before).clone();
         Changes::parse(words)?.apply(&mut settings);
-        self.options.fit(&settings)?;
         let mut reply = json!({"settings": settings_json(&settings)});
         if before.consistency.trusts()
             && settings.consistency == Consistency::Shared
-            && self.believed > Duration::from_secs(60)
+            && self.kernel.believes > Duration::from_secs(60)
         {
             reply["note"] = json!(format!(
                 "the kernel goes on believing names and attributes that it has for up to {} s; \
                  files are compared with the server when they are opened",
-                self.believed.as_secs()
+                self.kernel.believes.as_secs()
             ));
         }
-        cache.set(settings).map_err(anyhow::Error::msg)?;
+        self.adopt(cache, settings)?;
         Ok(reply)
     }
 
@@ -202,7 +241,7 @@ impl SessionControl {
                         "conflict": file.conflict,
                     });
                     if let Some(error) = &file.error {
-                        told["error"] = json!(error.to_string());
+                        told["error"] = json!(files::plain(error));
                     }
                     told
                 })
@@ -272,7 +311,7 @@ impl SessionControl {
         let how = how.parse().map_err(anyhow::Error::msg)?;
         let listed = cache.conflicts();
         let is_it = |handle: &FileHandle| cache.path_of(handle).is_some_and(|known| known == path);
-        let file = listed.iter().map(|conflict| &conflict.handle).find(|handle| is_it(*handle));
+        let file = listed.iter().map(|conflict| &conflict.handle).find(|handle| is_it(handle));
         let Some(file) = file else {
             let text = paths::text(&arguments["path"]);
             return Err(Hinted::error(
@@ -280,7 +319,8 @@ impl SessionControl {
                 format!("gridvfs conflicts {} lists those that are", self.record.name),
             ));
         };
-        let saved = cache.resolve(file, how).await?;
+        let saved = cache.resolve(file, how).await;
+        let saved = saved.map_err(|error| anyhow::anyhow!("{}", files::plain(&error)))?;
         Ok(json!({ "saved": saved }))
     }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use gridvfs_cache::DiskCache;
 use gridvfs_cache::store::{BLOCK_BYTES, VerifyReport};
-use gridvfs_vfs::{Attr, Caller, FileHandle, FileKind, Vfs};
+use gridvfs_vfs::{Attr, Caller, Error, FileHandle, FileKind, Vfs};
 use serde_json::{Value, json};
 
 use crate::paths;
@@ -44,6 +44,14 @@ pub fn path_value(cache: &DiskCache, file: &FileHandle) -> Value {
     }
 }
 
+/// An error as people know it.
+pub fn plain(error: &Error) -> String {
+    match error {
+        Error::Status(status) => std::io::Error::from_raw_os_error(status.errno()).to_string(),
+        error => error.to_string(),
+    }
+}
+
 async fn find(cache: &DiskCache, caller: &Caller, path: &[u8]) -> Result<(FileHandle, Attr)> {
     let walk = async {
         let mut handle = cache.root();
@@ -56,9 +64,10 @@ async fn find(cache: &DiskCache, caller: &Caller, path: &[u8]) -> Result<(FileHa
             Some(attr) => attr,
             None => cache.getattr(caller, &handle).await?,
         };
-        anyhow::Ok((handle, attr))
+        Ok((handle, attr))
     };
-    walk.await.with_context(|| paths::text(&paths::to_value(path)))
+    let text = || paths::text(&paths::to_value(path));
+    walk.await.map_err(|error| anyhow::anyhow!("{}: {}", text(), plain(&error)))
 }
 
 /// Returns the regular files at and below some paths, with their sizes.
@@ -83,7 +92,9 @@ async fn regular_files(
         let (mut cookie, mut verifier) = (0, Default::default());
         loop {
             let page = cache.readdir(caller, &dir, cookie, verifier, LISTING_BYTES, true).await;
-            let page = page.with_context(|| paths::text(&path_value(cache, &dir)))?;
+            let page = page.map_err(|error| {
+                anyhow::anyhow!("{}: {}", paths::text(&path_value(cache, &dir)), plain(&error))
+            })?;
             verifier = page.verifier;
             for entry in &page.entries {
                 cookie = entry.cookie;
@@ -160,7 +171,7 @@ pub async fn warm(
                     failures += 1;
                     if failed.len() < TOLD_MAX {
                         let path = path_value(cache, &file);
-                        failed.push(json!({"path": path, "error": error.to_string()}));
+                        failed.push(json!({"path": path, "error": plain(&error)}));
                     }
                 }
                 Some(Err(error)) => return Err(error.into()),

@@ -5,19 +5,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use env_logger::WriteStyle;
-use gridvfs_cache::disk::{AtEnd, Policy, Unsent};
+use gridvfs_cache::disk::{AtEnd, Consistency, Policy, Unsent};
 use gridvfs_fuse::{MountOptions, Session, SessionOptions};
 use serde_json::{Value, json};
 
 use super::Plan;
 use super::connect::{Cache, Stack, connect};
-use super::control::SessionControl;
+use super::control::{Kernel, SessionControl};
 use super::signals;
 use crate::cache_dir::source_hash;
 use crate::daemon::{self, Starter};
 use crate::directories;
 use crate::options::CacheOptions;
-use crate::report::bytes_text;
+use crate::report::{bytes_text, count_text};
 use crate::session::{Record, Registration, Server};
 
 /// Two threads carry 1 Gbit/s with time to spare; more would only wait for each other.
@@ -65,6 +65,10 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
     let mounted = Mounted { plan };
     let cache_settings = stack.cache.as_ref().map(|cache| cache.disk.settings());
     let life = |usual| CacheOptions::life(cache_settings.as_deref(), usual);
+    let kernel_writeback = settings.cache.kernel_writeback
+        && cache_settings.as_ref().is_some_and(|settings| {
+            settings.consistency == Consistency::Dedicated && settings.policy == Policy::WriteBack
+        });
     let second = Duration::from_secs(1);
     let options = SessionOptions {
         attr_timeout: settings.attr_timeout.unwrap_or(life(second)),
@@ -73,15 +77,20 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
         allow_other: settings.allow_other,
         default_permissions: settings.default_permissions || settings.allow_other,
         read_only: settings.read_only,
+        writeback_cache: kernel_writeback,
+        passthrough: settings.cache.passthrough,
         ..SessionOptions::default()
     };
     let silly =
         directories::state()?.join(format!("silly-{:016x}", source_hash(&plan.args.source)));
     let handle = runtime.handle().clone();
-    let believed = options.attr_timeout.max(options.entry_timeout);
+    let kernel = Kernel {
+        believes: options.attr_timeout.max(options.entry_timeout),
+        writes_back: kernel_writeback,
+    };
     let session = Session::new(device, stack.top.clone(), handle, options, Some(&silly))
         .context("the kernel refuses the FUSE session")?;
-    let control = SessionControl::new(plan, &record, &stack, session.counters(), believed);
+    let control = SessionControl::new(plan, &record, &stack, session.counters(), kernel);
     let control = Arc::new(control);
     let _context = runtime.enter();
     let server = Server::start(&record, control.clone())?;
@@ -97,7 +106,7 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
     signals::handle(&runtime, plan, &control)?;
     let served = session.run();
     drop(mounted);
-    log::info!("unmounted; writing back");
+    log::info!("unmounted; ending the session");
     let ended = runtime.block_on(end(&record, &stack));
     let result = served.map_err(anyhow::Error::from).and(ended);
     let last = stack.cache.as_ref().map_or(json!({}), left);
@@ -154,8 +163,7 @@ fn words(plan: &Plan, record: &Record, cache: Option<&Cache>) -> String {
 }
 
 fn unsent_text(unsent: Unsent) -> String {
-    let files = if unsent.files == 1 { "1 file".into() } else { format!("{} files", unsent.files) };
-    format!("{} in {files}", bytes_text(unsent.bytes))
+    format!("{} in {}", bytes_text(unsent.bytes), count_text(unsent.files, "file"))
 }
 
 /// Ends the layers: what is to reach the state server has, or stays in the cache.

@@ -7,7 +7,7 @@
 //!
 //! | call | error | is success if |
 //! | --- | --- | --- |
-//! | CREATE GUARDED | EXIST | the name is a regular file, with one link, of the size, mode and owner asked for |
+//! | CREATE GUARDED | EXIST | the name is a regular file, with one link, of the size, mode, owner and times asked for |
 //! | CREATE EXCLUSIVE | — | the server itself tells by the verifier |
 //! | MKDIR | EXIST | the name is a directory without subdirectories, of the mode and owner asked for |
 //! | SYMLINK | EXIST | the name is a symbolic link to the same target |
@@ -19,7 +19,8 @@
 //! | SETATTR with a guard | NOT_SYNC | the attributes are as asked for |
 //!
 //! All others may be executed twice without harm. What remains: an object that somebody else made
-//! in the same instant and that looks the same counts as ours, and a name that somebody else made
+//! in the same instant and that looks the same counts as ours (a CREATE that must not has a time
+//! asked for that nobody else has), and a name that somebody else made
 //! anew between both executions is removed with the old one. And a plain server that hung may
 //! execute what it received on a connection that was given up after it has answered the repetition,
 //! in whatever order: nothing in NFSv3 can recall it. Our own proxies drop the second of two equal
@@ -31,7 +32,7 @@ use std::sync::atomic::Ordering;
 use gridvfs_vfs::nfs3::{DirOpArgs, LinkArgs, RenameArgs};
 use gridvfs_vfs::{
     Attr, Caller, Created, DeviceNumber, Entry, Error, FileHandle, FileKind, Linked, NodeKind,
-    SetAttr, SetTime, Status, Vfs, Wcc,
+    SetAttr, SetTime, Status, Time, Vfs, Wcc,
 };
 
 use super::NfsClient;
@@ -43,6 +44,13 @@ fn owner_and_mode_match(attr: &Attr, wanted: &SetAttr) -> bool {
     wanted.mode.is_none_or(|mode| (mode ^ attr.mode) & MODE_BITS == 0)
         && wanted.uid.is_none_or(|uid| uid == attr.uid)
         && wanted.gid.is_none_or(|gid| gid == attr.gid)
+}
+
+fn time_matches(wanted: SetTime, time: Time) -> bool {
+    match wanted {
+        SetTime::To(wanted) => wanted == time,
+        SetTime::Keep | SetTime::ServerNow => true,
+    }
 }
 
 impl NfsClient {
@@ -79,7 +87,9 @@ impl NfsClient {
         let same = attr.kind == FileKind::Regular
             && attr.links == 1
             && attr.size == wanted.size.unwrap_or(0)
-            && owner_and_mode_match(&attr, wanted);
+            && owner_and_mode_match(&attr, wanted)
+            && time_matches(wanted.atime, attr.atime)
+            && time_matches(wanted.mtime, attr.mtime);
         same.then(|| self.created(&entry, attr))
     }
 
@@ -173,10 +183,6 @@ impl NfsClient {
         changes: &SetAttr,
     ) -> Option<Wcc> {
         let attr = self.getattr(caller, file).await.ok()?;
-        let time_matches = |wanted: SetTime, time| match wanted {
-            SetTime::To(wanted) => wanted == time,
-            SetTime::Keep | SetTime::ServerNow => true,
-        };
         let same = changes.mode.is_none_or(|mode| mode & 0o7777 == attr.mode & 0o7777)
             && changes.uid.is_none_or(|uid| uid == attr.uid)
             && changes.gid.is_none_or(|gid| gid == attr.gid)

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gridvfs_vfs::rpc::Refusal;
-use gridvfs_vfs::{CreateHow, Error, FileKind, NodeKind, SetAttr, Stability, Status, Vfs, nfs3};
+use gridvfs_vfs::{
+    CreateHow, Error, FileKind, NodeKind, SetAttr, SetTime, Stability, Status, Time, Vfs, nfs3,
+};
 
 use super::model::{ROOT, handle};
 use super::server::{Act, Server, caller, quick};
@@ -100,6 +102,25 @@ async fn an_object_of_somebody_else_is_no_success() {
     let missing = client.rename(&me, &root, b"missing", &root, b"missing2", false).await;
     assert_eq!(missing, Err(Error::Status(Status::NOENT)));
     assert_eq!(client.getattr(&me, &other).await.expect("still there").size, 1);
+}
+
+#[tokio::test]
+async fn a_file_with_a_mark_is_told_from_one_that_looks_the_same() {
+    let mark = |nanoseconds| SetTime::To(Time { seconds: 1_000_000, nanoseconds });
+    let how = |nanoseconds| {
+        let attr = SetAttr { mode: Some(0o600), atime: mark(nanoseconds), ..SetAttr::default() };
+        CreateHow::Guarded(attr)
+    };
+    // The second call's first sending is lost; meanwhile somebody has made the same file.
+    let server = Server::new(|call| match call.repeats {
+        0 if call.procedure == nfs3::CREATE => Act::Close,
+        _ => Act::Answer,
+    });
+    let client = server.client(quick(1)).await;
+    let (me, root) = (caller(), handle(ROOT));
+    client.create(&me, &root, b"lock", &how(17)).await.expect("our own, though it was there");
+    let other = client.create(&me, &root, b"lock", &how(18)).await;
+    assert_eq!(other, Err(Error::Status(Status::EXIST)));
 }
 
 #[tokio::test]

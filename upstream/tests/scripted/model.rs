@@ -69,7 +69,7 @@ impl Model {
             device: DeviceNumber::default(),
             fsid: 7,
             fileid,
-            atime: time,
+            atime: if let gridvfs_vfs::SetTime::To(time) = wanted.atime { time } else { time },
             mtime: time,
             ctime: time,
         };
