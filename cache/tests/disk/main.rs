@@ -2,5 +2,4 @@
 
 mod model;
 mod policy;
-#[allow(dead_code, reason = "the crash tests use all of it")]
 mod world;
