@@ -112,6 +112,8 @@ pub(crate) struct State {
     /// Up to where somebody waits for the server to have it, and to have it on disk.
     pub flush_wanted: u64,
     pub commit_wanted: u64,
+    /// Data is being handed on: WRITEs of it may be under way, though `handed` does not say so yet.
+    pub handing: bool,
     pub committing: bool,
     pub flushing: bool,
     /// What was written since data was last handed on: since when, and about how much.
@@ -199,6 +201,7 @@ impl Node {
                 committed: 0,
                 flush_wanted: 0,
                 commit_wanted: 0,
+                handing: false,
                 committing: false,
                 flushing: false,
                 waiting_since: None,
@@ -313,6 +316,7 @@ impl State {
     pub fn can_judge(&self, asked: u64) -> bool {
         self.changed_at <= asked
             && self.handed <= self.committed
+            && !self.handing
             && !self.committing
             && self.changing == 0
             && (self.times == Times::default() || !self.dirty.is_empty() || self.recovered)

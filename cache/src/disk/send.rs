@@ -225,6 +225,7 @@ impl Core {
             let mut state = node.state.lock();
             let record = Record::Sending { handle: node.handle, up_to_seq: target };
             self.log(&mut state, record)?;
+            state.handing = true;
             let more = sample(extents.clone());
             state.suspects.extend(more);
             if state.suspects.len() > 4 * SUSPECTS_MAX {
@@ -236,8 +237,6 @@ impl Core {
             self.sync_journal().await?;
         }
         crash::point(crash::Point::BEFORE_WRITE);
-        // From the first piece on, what the server says of the file may be of our own doing.
-        let changing = node.changing();
         let mut rest = &extents[..];
         let mut batch = 0;
         while !rest.is_empty() {
@@ -254,13 +253,11 @@ impl Core {
             }
         }
         crash::point(crash::Point::AFTER_WRITE);
-        {
-            let mut state = node.state.lock();
-            state.handed = state.handed.max(target);
-            state.last_handed = Instant::now();
-            state.failures = 0;
-        }
-        changing.done();
+        let mut state = node.state.lock();
+        state.handing = false;
+        state.handed = state.handed.max(target);
+        state.last_handed = Instant::now();
+        state.failures = 0;
         Ok(())
     }
 
@@ -787,6 +784,7 @@ impl Core {
         let gone = matches!(error.status(), Status::STALE | Status::BADHANDLE);
         let mut state = node.state.lock();
         // What was handed on is handed on again.
+        state.handing = false;
         state.handed = state.committed;
         state.checked = false;
         state.handed_bytes = 0;
