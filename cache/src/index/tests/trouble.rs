@@ -132,9 +132,11 @@ fn without_a_database_memory_does() {
     let index = open(&dir.path().join("missing"), small());
     assert!(!index.stats().persistent && !index.closed_cleanly());
     let known = index.update(&handle(1), |known| known.attr = Some(attr(1)));
-    assert_eq!(index.node(&handle(1)), Some(known));
+    // With room for so few, what shares a shard may have made room for another.
+    assert!(index.node(&handle(1)).is_none_or(|found| found == known));
     index.set_name(&handle(0), b"a", Some(handle(1)));
-    assert_eq!(index.lookup(&handle(0), b"a"), Name::Here(handle(1)));
+    let found = index.lookup(&handle(0), b"a");
+    assert!([Name::Unknown, Name::Here(handle(1))].contains(&found), "{found:?}");
     let token = index.token(&handle(0));
     assert!(!index.set_listing_part(&handle(0), 0, &[], true, VERIFIER, token));
     assert_eq!(index.lookup(&handle(0), b"b"), Name::Unknown);
@@ -142,7 +144,8 @@ fn without_a_database_memory_does() {
     index.forget_all();
     index.forget_dir(&handle(0));
     assert_eq!(index.lookup(&handle(0), b"n1"), Name::Unknown);
-    assert!(index.stats().nodes <= 16 && index.stats().names <= 16);
+    // A shard may hold a little more than its share for a moment.
+    assert!(index.stats().nodes <= 64 && index.stats().names <= 64);
 }
 
 #[test]
@@ -225,8 +228,12 @@ fn two_use_one_database() {
     two.set_name(&handle(0), b"n10", Some(handle(10)));
     two.set_name(&handle(0), b"late", Some(handle(11)));
     two.flush();
-    assert_eq!(one.lookup(&handle(0), b"n10"), Name::Absent);
-    assert_eq!(one.lookup(&handle(0), b"late"), Name::Absent);
+    // Unless memory was short and the second has read the first one's listing since: then it was
+    // that listing that it changed.
+    for (name, child) in [(&b"n10"[..], 10), (b"late", 11)] {
+        let found = one.lookup(&handle(0), name);
+        assert!([Name::Absent, Name::Here(handle(child))].contains(&found), "{found:?}");
+    }
     // Both write at once.
     std::thread::scope(|scope| {
         for index in [&one, &two] {
