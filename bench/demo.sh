@@ -57,6 +57,8 @@ done
 
 mkdir -p "${CARGO_TARGET_DIR:-$root/target}/demo"
 run=$(mktemp -d "${CARGO_TARGET_DIR:-$root/target}/demo/XXXXXX")
+# The demonstration's own disk cache goes with it.
+export XDG_CACHE_HOME=$run/cache
 # The far side's login may be another process than ours; the near one is not.
 chmod 755 "$run"
 link=demo-$$
