@@ -10,6 +10,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -130,7 +131,7 @@ impl Core {
         if path.exists() || !self.wholes.make_room(size) {
             return Ok(());
         }
-        fs::create_dir_all(&self.wholes.dir)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.wholes.dir)?;
         let before = node.state.lock().changed_at;
         let draft = path.with_extension("draft");
         let made = self.copy_whole(&draft, key, size).and_then(|whole| {
@@ -150,7 +151,8 @@ impl Core {
     }
 
     fn copy_whole(&self, draft: &Path, key: FileKey, size: u64) -> io::Result<bool> {
-        let mut file = File::create(draft)?;
+        let mut options = File::options();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(draft)?;
         let mut piece = vec![0; PIECE_BYTES];
         let mut at = 0;
         while at < size {
