@@ -5,10 +5,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use gridvfs_vfs::{CreateHow, Error, FileHandle, Result, SetAttr, Stability, Status, Vfs, WccAttr};
+use gridvfs_vfs::{CreateHow, Error, FileHandle, Result, SetAttr, Status, Vfs, WccAttr};
 
 use super::node::{ConflictKind, Node, State};
-use super::write::freed_bytes;
 use super::{Core, DiskCache, attributes};
 use crate::counters::add;
 use crate::journal::Record;
@@ -80,15 +79,10 @@ impl Core {
         state.conflict = Some(kind);
         if node.size().is_none() {
             // The mount shows ours.
-            let base = state.base.map_or(0, |base| base.size);
-            node.set_size(Some(base.max(state.dirty.end())));
+            node.set_size(Some(state.own_size()));
         }
         add(&self.counters.conflicts, 1);
-        if let Err(error) =
-            self.log(state, Record::Conflict { handle: node.handle, kind: kind.code() })
-        {
-            log::warn!("{error}");
-        }
+        self.note(state, Record::Conflict { handle: node.handle, kind: kind.code() });
         log::error!(
             "conflict: {} was {kind} under {} bytes of unsent data; its write-back has stopped, \
              both versions are kept (gridvfs conflicts lists and resolves it)",
@@ -107,17 +101,14 @@ impl Core {
         let mut state = node.state.lock();
         self.log(&mut state, Record::Removed { handle: node.handle })?;
         let freed = state.dirty.clear();
-        add(&self.counters.dropped_bytes, freed_bytes(&freed));
-        self.count_freed(&freed);
+        self.drop_unsent(node, &state, freed);
         state.conflict = None;
         state.failing = None;
         state.times = Default::default();
         state.settled = true;
         self.renew(node, &mut state, None);
-        node.note_dirty(&state);
         node.set_size(None);
         self.index.update(&node.handle, |known| known.attr = None);
-        self.release(freed);
         Ok(())
     }
 
@@ -193,25 +184,13 @@ impl Core {
                 Err(error) => return Err(error),
             }
         };
-        let size = node.size().unwrap_or_else(|| {
-            let state = node.state.lock();
-            let base = state.base.map_or(0, |base| base.size);
-            base.max(state.dirty.end())
-        });
+        let size = node.size().unwrap_or_else(|| node.state.lock().own_size());
         let mut at = 0;
         while at < size {
             let length = COPY_BYTES.min(size - at) as usize;
             let mut data = BytesMut::zeroed(length);
             self.fill_mine(node, kind, at, &mut data).await?;
-            let data = data.freeze();
-            let mut done = 0;
-            while done < length {
-                let part = data.slice(done..);
-                let offset = at + done as u64;
-                let written =
-                    self.buffer.write(&self.own, &target, offset, part, Stability::Unstable);
-                done += written.await?.count.max(1) as usize;
-            }
+            self.write_below(&self.own, &target, at, data.freeze()).await?;
             at += length as u64;
         }
         self.buffer.commit(&self.own, &target, 0, 0).await?;

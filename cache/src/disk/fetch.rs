@@ -9,6 +9,7 @@ use gridvfs_vfs::{Caller, Error, Result, Status, Vfs};
 use super::Core;
 use super::node::{Fetch, Node};
 use super::options::{CacheKind, Treatment};
+use crate::FileKey;
 use crate::counters::add;
 use crate::store::{BLOCK_BYTES, StoreError};
 
@@ -30,15 +31,16 @@ impl Drop for Registered<'_> {
 
 impl Registered<'_> {
     pub fn is_overtaken(&self) -> bool {
-        let state = self.node.state.lock();
-        state.fetches.iter().any(|fetch| fetch.number == self.number && fetch.overtaken)
+        self.is(|fetch| fetch.overtaken)
     }
-}
 
-impl Registered<'_> {
     fn is_outdated(&self) -> bool {
+        self.is(|fetch| fetch.outdated)
+    }
+
+    fn is(&self, what: impl Fn(&Fetch) -> bool) -> bool {
         let state = self.node.state.lock();
-        state.fetches.iter().any(|fetch| fetch.number == self.number && fetch.outdated)
+        state.fetches.iter().any(|fetch| fetch.number == self.number && what(fetch))
     }
 }
 
@@ -81,14 +83,7 @@ impl Core {
     }
 
     /// Stores what was fetched. A full disk is no error of the reader's.
-    pub fn keep(
-        &self,
-        node: &Node,
-        key: crate::store::FileKey,
-        start: u64,
-        data: &[u8],
-        eof: bool,
-    ) {
+    pub fn keep(&self, node: &Node, key: FileKey, start: u64, data: &[u8], eof: bool) {
         if node.state.lock().conflict.is_some() {
             return;
         }

@@ -8,10 +8,11 @@ use gridvfs_vfs::{
 };
 
 use super::Core;
+use super::send::is_gone;
 use super::setattr::is_answer;
 use crate::counters::add;
 use crate::crash;
-use crate::index::Name;
+use crate::index::{Index, Name, is_dot};
 use crate::journal::Record;
 
 /// About how many bytes an entry with attributes takes in the answer to READDIRPLUS.
@@ -226,10 +227,7 @@ impl Core {
             return;
         }
         self.note_own(handle, None);
-        if local
-            && let Err(Error::Status(Status::STALE | Status::BADHANDLE | Status::NOENT)) =
-                self.buffer.getattr(caller, handle).await
-        {
+        if local && self.buffer.getattr(caller, handle).await.is_err_and(|error| is_gone(&error)) {
             self.discard(handle);
         } else {
             self.not_removed(child);
@@ -240,10 +238,8 @@ impl Core {
     fn not_removed(&self, child: Option<&FileHandle>) {
         let Some(node) = child.and_then(|handle| self.known(handle)) else { return };
         let mut state = node.state.lock();
-        if state.said.remove_intent
-            && let Err(error) = self.log(&mut state, Record::Abandoned { handle: node.handle })
-        {
-            log::warn!("{error}");
+        if state.said.remove_intent {
+            self.note(&mut state, Record::Abandoned { handle: node.handle });
         }
     }
 
@@ -361,7 +357,7 @@ impl Core {
         let mut page = self.buffer.readdir(caller, dir, cookie, verifier, size_bytes, plus).await?;
         let trusts = self.settings.read().consistency.trusts();
         for entry in &mut page.entries {
-            let dots = &entry.name[..] == b"." || &entry.name[..] == b"..";
+            let dots = is_dot(&entry.name);
             if let (Some(handle), Some(attr), false) = (&entry.handle, &mut entry.attr, dots)
                 // Elsewhere a file's attributes are asked for again when it is opened.
                 && (trusts || self.nodes.contains_key(handle))
@@ -381,8 +377,7 @@ impl Core {
 
     /// Notes where the files of a listing are that is not itself noted.
     fn note_places(&self, dir: &FileHandle, entries: &[DirEntry]) {
-        let dots = |entry: &DirEntry| matches!(&entry.name[..], b"." | b"..");
-        for entry in entries.iter().filter(|entry| !dots(entry)) {
+        for entry in entries.iter().filter(|entry| !is_dot(&entry.name)) {
             let Some(handle) = entry.handle else { continue };
             // Paths go through directories, used or not.
             let is_dir = entry.attr.is_some_and(|attr| attr.kind == FileKind::Directory);
@@ -409,8 +404,7 @@ impl Core {
         let mut entries = Vec::with_capacity(listed.entries.len());
         for entry in listed.entries {
             let attr = entry.handle.filter(|_| plus).and_then(|handle| self.trusted_attr(&handle));
-            let dots = &entry.name[..] == b"." || &entry.name[..] == b"..";
-            missing += usize::from(attr.is_none() && !dots);
+            missing += usize::from(attr.is_none() && !is_dot(&entry.name));
             entries.push(DirEntry {
                 fileid: entry.fileid.or(attr.map(|attr| attr.fileid))?,
                 name: entry.name,
@@ -428,15 +422,20 @@ impl Core {
 
     /// The path of a file in the mount, for people.
     pub fn path_text(&self, handle: &FileHandle) -> String {
-        match self.index.path_of(handle, &self.buffer.root()) {
-            Some(path) => String::from_utf8_lossy(&path).into_owned(),
-            None => format!("{handle:?}"),
-        }
+        path_text(&self.index, &self.root, handle)
     }
 
     /// Says whether a handle is of a regular file, as far as is known.
     pub fn is_regular(&self, handle: &FileHandle) -> bool {
         let known = self.index.node(handle).and_then(|known| known.attr);
         known.is_none_or(|attr| attr.kind == FileKind::Regular)
+    }
+}
+
+/// See [`Core::path_text`].
+pub(crate) fn path_text(index: &Index, root: &FileHandle, handle: &FileHandle) -> String {
+    match index.path_of(handle, root) {
+        Some(path) => String::from_utf8_lossy(&path).into_owned(),
+        None => format!("{handle:?}"),
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use super::options::{CacheKind, Policy, Treatment};
 use crate::FileKey;
-use crate::dirty::{Dirty, Extent};
+use crate::dirty::{Dirty, Extent, Piece};
 use crate::journal::FileState;
 
 /// Stands for a size that is not known.
@@ -333,6 +333,18 @@ impl State {
     pub fn is_timed(&self, signature: &WccAttr) -> bool {
         self.said.mtime == Some(signature.mtime)
             && self.base.is_some_and(|base| base.size == signature.size)
+    }
+
+    /// Our version's size, as far as can be told without the server.
+    pub fn own_size(&self) -> u64 {
+        self.base.map_or(0, |base| base.size).max(self.dirty.end())
+    }
+
+    /// The pieces of `start..end`, unsent or not, in order.
+    pub fn pieces(&self, start: u64, end: u64) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        self.dirty.overlay(start, end, &mut |piece| pieces.push(piece));
+        pieces
     }
 
     /// Puts what the server does not know yet over its attributes. In write-through (not `lazy`) it

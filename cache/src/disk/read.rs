@@ -71,11 +71,9 @@ impl Core {
         let end = offset + out.len() as u64;
         let (pieces, hole_from) = {
             let state = node.state.lock();
-            let mut pieces = Vec::new();
-            state.dirty.overlay(offset, end, &mut |piece| pieces.push(piece));
             // Behind the server's end of file there is nothing to ask for.
             let base = state.base.filter(|_| !state.dirty.is_empty() && state.conflict.is_none());
-            (pieces, base.map_or(u64::MAX, |base| base.size))
+            (state.pieces(offset, end), base.map_or(u64::MAX, |base| base.size))
         };
         let key = node.key();
         let (mut first, mut last) = (u64::MAX, 0);
@@ -191,7 +189,7 @@ impl Core {
                 if first < start || (last > fetched_end && !eof) {
                     return Ok(None);
                 }
-                self.overlay_fetched(node, offset, &mut out, start, &data)?;
+                self.overlay_fetched(node, offset, &mut out, start, &data);
                 if last > fetched_end && !node.is_local() {
                     // The file was cut meanwhile.
                     out.truncate(fetched_end.max(offset).saturating_sub(offset) as usize);
@@ -203,19 +201,11 @@ impl Core {
 
     /// Puts fetched data into all parts of `out` that are not unsent. Behind the server's end of
     /// file unsent data may go on: what lies between reads as zeros.
-    fn overlay_fetched(
-        &self,
-        node: &Node,
-        offset: u64,
-        out: &mut [u8],
-        start: u64,
-        data: &[u8],
-    ) -> Result<()> {
+    fn overlay_fetched(&self, node: &Node, offset: u64, out: &mut [u8], start: u64, data: &[u8]) {
         let end = offset + out.len() as u64;
-        let mut held = Vec::new();
-        node.state.lock().dirty.overlay(offset, end, &mut |piece| held.push(piece));
+        let pieces = node.state.lock().pieces(offset, end);
         let fetched_end = start + data.len() as u64;
-        for piece in held {
+        for piece in pieces {
             let Piece::Gap { start: from, end: to } = piece else { continue };
             let (copy_from, copy_to) = (from.max(start), to.min(fetched_end));
             if copy_from < copy_to {
@@ -229,7 +219,6 @@ impl Core {
                 out[(zero_from - offset) as usize..(to - offset) as usize].fill(0);
             }
         }
-        Ok(())
     }
 
     /// Fills `out` with our version of a file in conflict; for what the cache does not have of it,
@@ -264,9 +253,8 @@ impl Core {
 
     /// Puts unsent data over `out`.
     fn fill_held(&self, node: &Node, offset: u64, out: &mut [u8]) -> Result<()> {
-        let mut pieces = Vec::new();
         let end = offset + out.len() as u64;
-        node.state.lock().dirty.overlay(offset, end, &mut |piece| pieces.push(piece));
+        let pieces = node.state.lock().pieces(offset, end);
         for piece in pieces {
             if let Piece::Held(extent) = piece {
                 let from = (extent.start - offset) as usize;

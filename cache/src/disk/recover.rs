@@ -10,6 +10,7 @@ use std::time::Duration;
 use gridvfs_vfs::{Caller, FileHandle, WccAttr};
 
 use super::Core;
+use super::names::path_text;
 use super::node::{ConflictKind, Node, Times};
 use super::send::sample;
 use crate::FileKey;
@@ -32,10 +33,7 @@ pub(crate) fn report(index: &Index, root: &FileHandle, damage: &Damage) {
     if let Some((handle, offset, length)) = damage.file
         && length > 0
     {
-        let path = index.path_of(&handle, root).map_or_else(
-            || format!("{handle:?}"),
-            |path| String::from_utf8_lossy(&path).into_owned(),
-        );
+        let path = path_text(index, root, &handle);
         let end = offset + u64::from(length);
         if damage.synced {
             log::error!("unsent data of {path} at {offset}..{end} is damaged and is not sent");

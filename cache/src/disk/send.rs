@@ -17,10 +17,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use gridvfs_vfs::{Attr, Caller, Error, Result, SetAttr, SetTime, Stability, Status, Vfs, WccAttr};
+use gridvfs_vfs::{
+    Attr, Caller, Error, FileHandle, Result, SetAttr, SetTime, Stability, Status, Vfs, Wcc, WccAttr,
+};
 
 use super::node::{ConflictKind, Node, State, Times};
-use super::write::freed_bytes;
 use super::{Core, attributes};
 use crate::FileKey;
 use crate::counters::add;
@@ -266,24 +267,34 @@ impl Core {
         node: &Node,
         writer: &Caller,
         offset: u64,
-        mut data: Bytes,
+        data: Bytes,
     ) -> Result<()> {
         let length = data.len() as u64;
-        let mut at = offset;
-        while !data.is_empty() {
-            let write =
-                self.buffer.write(writer, &node.handle, at, data.clone(), Stability::Unstable);
-            let count = (write.await?.count as usize).min(data.len());
-            if count == 0 {
-                return Err(Error::Protocol("no data was taken".into()));
-            }
-            at += count as u64;
-            data = data.slice(count..);
-        }
+        self.write_below(writer, &node.handle, offset, data).await?;
         add(&self.counters.sent_bytes, length);
         let mut state = node.state.lock();
         state.changed_at = self.tick();
         state.handed_bytes += length;
+        Ok(())
+    }
+
+    /// Hands all of `data` to the layer below.
+    pub async fn write_below(
+        &self,
+        caller: &Caller,
+        file: &FileHandle,
+        mut offset: u64,
+        mut data: Bytes,
+    ) -> Result<()> {
+        while !data.is_empty() {
+            let write = self.buffer.write(caller, file, offset, data.clone(), Stability::Unstable);
+            let count = (write.await?.count as usize).min(data.len());
+            if count == 0 {
+                return Err(Error::Protocol("no data was taken".into()));
+            }
+            offset += count as u64;
+            data = data.slice(count..);
+        }
         Ok(())
     }
 
@@ -499,9 +510,7 @@ impl Core {
             if (atime, mtime) != (state.said.atime, state.said.mtime) {
                 // The next process is to know who has set them.
                 let times = Record::Times { handle: node.handle, atime, mtime };
-                if let Err(error) = self.log(&mut state, times) {
-                    log::warn!("{error}");
-                }
+                self.note(&mut state, times);
             }
             (state.times, state.writer.clone())
         };
@@ -515,7 +524,7 @@ impl Core {
             let changes =
                 SetAttr { atime: set(times.atime), mtime: set(times.mtime), ..SetAttr::default() };
             match self.buffer.setattr(&caller, &node.handle, &changes, None).await {
-                Ok(wcc) if wcc.after.is_some() => Ok(wcc.after.unwrap_or_else(|| unreachable!())),
+                Ok(Wcc { after: Some(attr), .. }) => Ok(attr),
                 Ok(_) => self.buffer.getattr(&caller, &node.handle).await,
                 // Whoever may write need not be allowed to set times.
                 Err(error) if matches!(error.status(), Status::PERM | Status::ACCES) => {
@@ -529,7 +538,7 @@ impl Core {
                 self.settled(node, attr, asked, times, lazy);
                 crash::point(crash::Point::AFTER_SETTLE);
             }
-            Err(Error::Status(Status::STALE | Status::NOENT | Status::BADHANDLE)) => {
+            Err(error) if is_gone(&error) => {
                 let mut state = node.state.lock();
                 state.settled = true;
                 self.times_set(node, &mut state);
@@ -545,7 +554,7 @@ impl Core {
         let asked = self.ask();
         let attr = match self.buffer.getattr(&self.own, &node.handle).await {
             Ok(attr) => attr,
-            Err(Error::Status(Status::STALE | Status::NOENT | Status::BADHANDLE)) => {
+            Err(error) if is_gone(&error) => {
                 self.discard(&node.handle);
                 self.nothing_left(node, &mut node.state.lock());
                 self.index.update(&node.handle, |known| known.attr = None);
@@ -600,10 +609,7 @@ impl Core {
     fn times_set(&self, node: &Node, state: &mut State) {
         state.times = Times::default();
         if state.said.atime.is_some() || state.said.mtime.is_some() {
-            let none = Record::Times { handle: node.handle, atime: None, mtime: None };
-            if let Err(error) = self.log(state, none) {
-                log::warn!("{error}");
-            }
+            self.note(state, Record::Times { handle: node.handle, atime: None, mtime: None });
         }
     }
 
@@ -620,11 +626,8 @@ impl Core {
         state.base = Some(WccAttr::from(&attr));
         state.settled = true;
         if !state.dirty.is_empty() {
-            if let Some(base) = state.base
-                && let Err(error) = self.log(&mut state, attributes::base_record(node, &base))
-            {
-                log::warn!("{error}");
-            }
+            let base = WccAttr::from(&attr);
+            self.note(&mut state, attributes::base_record(node, &base));
             return;
         }
         if state.times == times {
@@ -650,7 +653,7 @@ impl Core {
         let asked = self.ask();
         let attr = match self.buffer.getattr(&self.own, &node.handle).await {
             Ok(attr) => attr,
-            Err(Error::Status(Status::STALE | Status::NOENT | Status::BADHANDLE)) => {
+            Err(error) if is_gone(&error) => {
                 if node.state.lock().said.remove_intent {
                     // By an earlier process of ours, which was killed before it could say so.
                     self.discard(&node.handle);
@@ -818,14 +821,9 @@ impl Core {
 
     /// Write-through: the program is told, once, and the data is dropped, as it is by NFS clients.
     fn refused(&self, node: &Node, state: &mut State, error: &Error) {
-        if let Err(error) = self.log(state, Record::Removed { handle: node.handle }) {
-            log::warn!("{error}");
-        }
+        self.note(state, Record::Removed { handle: node.handle });
         let freed = state.dirty.clear();
-        add(&self.counters.dropped_bytes, freed_bytes(&freed));
-        self.count_freed(&freed);
-        node.note_dirty(state);
-        self.release(freed);
+        self.drop_unsent(node, state, freed);
         state.error.get_or_insert_with(|| error.clone());
         state.settled = false;
         state.changed_at = self.tick();
@@ -908,4 +906,9 @@ fn group_of(extents: &[Extent]) -> (Vec<Extent>, usize) {
     };
     let count = extents.iter().position(full).unwrap_or(extents.len()).max(1);
     (extents[..count].to_vec(), count)
+}
+
+/// Says whether an error tells that the file is not there any more.
+pub(crate) fn is_gone(error: &Error) -> bool {
+    matches!(error, Error::Status(Status::STALE | Status::NOENT | Status::BADHANDLE))
 }

@@ -265,24 +265,22 @@ impl Core {
         // version of the base.
         let known = state.settled && state.changing == 0;
         match state.base.filter(|_| known) {
-            Some(base) => {
-                let record = base_record(node, &base);
-                self.journal.append(&record)?;
-                state.said.apply(&record);
-            }
+            Some(base) => self.say(state, &base_record(node, &base))?,
             None if state.said != Default::default() => {
                 // What was said of it when it last had unsent data is true no more.
-                let record = Record::Removed { handle: node.handle };
-                self.journal.append(&record)?;
-                state.said.apply(&record);
+                self.say(state, &Record::Removed { handle: node.handle })?;
             }
             None => {}
         }
         if let Some(path) = self.index.path_of(&node.handle, &self.root) {
-            let record = Record::Path { handle: node.handle, path };
-            self.journal.append(&record)?;
-            state.said.apply(&record);
+            self.say(state, &Record::Path { handle: node.handle, path })?;
         }
+        Ok(())
+    }
+
+    fn say(&self, state: &mut State, record: &Record) -> std::io::Result<()> {
+        self.journal.append(record)?;
+        state.said.apply(record);
         Ok(())
     }
 
@@ -306,21 +304,30 @@ impl Core {
 
     /// Writes a record about a file.
     pub fn log(&self, state: &mut State, record: Record) -> Result<()> {
-        let appended = self.journal.append(&record).or_else(|_| {
+        let said = self.say(state, &record).or_else(|_| {
             // Room for a record is found where there is room for none.
             self.store.give_back(GIVE_BACK_BYTES);
-            self.journal.append(&record)
+            self.say(state, &record)
         });
-        match appended {
-            Ok(_) => {
-                state.said.apply(&record);
-                Ok(())
-            }
-            Err(error) => {
-                log::error!("cannot write to the journal: {error}");
-                Err(Status::from_errno(error.raw_os_error().unwrap_or(libc::EIO)).into())
-            }
+        said.map_err(|error| {
+            log::error!("cannot write to the journal: {error}");
+            Status::from_errno(error.raw_os_error().unwrap_or(libc::EIO)).into()
+        })
+    }
+
+    /// The same where nobody is there to be told that it failed, and nothing is lost by it.
+    pub fn note(&self, state: &mut State, record: Record) {
+        if let Err(error) = self.log(state, record) {
+            log::warn!("{error}");
         }
+    }
+
+    /// Drops data that was taken out of what is unsent, and is not to be sent.
+    pub fn drop_unsent(&self, node: &Node, state: &State, freed: Freed) {
+        add(&self.counters.dropped_bytes, freed_bytes(&freed));
+        self.count_freed(&freed);
+        node.note_dirty(state);
+        self.release(freed);
     }
 
     /// Drops unsent data at or behind `size`, and what is stored there. Nothing of the file is to
@@ -340,10 +347,7 @@ impl Core {
             self.log(state, Record::Cut { handle: node.handle, size, base })?;
             state.intents_in_doubt &= state.said.remove_intent;
             let freed = state.dirty.truncate(size);
-            add(&self.counters.dropped_bytes, freed_bytes(&freed));
-            node.note_dirty(state);
-            self.count_freed(&freed);
-            self.release(freed);
+            self.drop_unsent(node, state, freed);
             // There may be nothing left for the driver to wait with.
             node.wake.notify_one();
         }
@@ -360,14 +364,9 @@ impl Core {
         if let Some(node) = self.known(handle) {
             let mut state = node.state.lock();
             if !state.dirty.is_empty() {
-                if let Err(error) = self.log(&mut state, Record::Removed { handle: *handle }) {
-                    log::warn!("{error}");
-                }
+                self.note(&mut state, Record::Removed { handle: *handle });
                 let freed = state.dirty.clear();
-                add(&self.counters.dropped_bytes, freed_bytes(&freed));
-                self.count_freed(&freed);
-                node.note_dirty(&state);
-                self.release(freed);
+                self.drop_unsent(&node, &state, freed);
             }
             state.error = None;
             state.conflict = None;
@@ -439,7 +438,7 @@ impl Core {
 }
 
 /// How many bytes of the journal this sets free.
-pub(crate) fn freed_bytes(freed: &Freed) -> u64 {
+fn freed_bytes(freed: &Freed) -> u64 {
     freed.iter().map(|(_, bytes)| bytes).sum()
 }
 

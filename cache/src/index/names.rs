@@ -57,7 +57,7 @@ fn with_name_key<T>(names: u64, name: &[u8], with: impl FnOnce(&[u8]) -> T) -> T
 }
 
 /// Whether a name is the directory itself or the one above: listed, but never looked up.
-pub(super) fn is_dot(name: &[u8]) -> bool {
+pub(crate) fn is_dot(name: &[u8]) -> bool {
     matches!(name, b"." | b"..")
 }
 
