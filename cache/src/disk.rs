@@ -17,6 +17,7 @@
 mod attributes;
 mod conflict;
 mod data;
+mod doubt;
 mod fetch;
 mod names;
 mod node;
@@ -26,6 +27,7 @@ mod read;
 mod recover;
 mod send;
 mod setattr;
+mod settle;
 mod status;
 mod walk;
 mod whole;

@@ -10,9 +10,9 @@ use std::time::Duration;
 use gridvfs_vfs::{Caller, FileHandle, WccAttr};
 
 use super::Core;
+use super::doubt::sample;
 use super::names::path_text;
 use super::node::{ConflictKind, Node, Times};
-use super::send::sample;
 use crate::FileKey;
 use crate::counters::add;
 use crate::index::Index;

@@ -17,11 +17,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use gridvfs_vfs::{
-    Attr, Caller, Error, FileHandle, Result, SetAttr, SetTime, Stability, Status, Vfs, Wcc, WccAttr,
-};
+use gridvfs_vfs::{Attr, Caller, Error, FileHandle, Result, Stability, Status, Vfs, WccAttr};
 
-use super::node::{ConflictKind, Node, State, Times};
+use super::node::{ConflictKind, Node, State};
 use super::{Core, attributes};
 use crate::FileKey;
 use crate::counters::add;
@@ -42,13 +40,6 @@ const GROUP_BYTES: usize = 1 << 20;
 const COMMIT_BYTES: u64 = 32 << 20;
 /// Write-through: how long after the last write what the server has is committed.
 const COMMIT_DELAY: Duration = Duration::from_secs(2);
-/// How many pieces are looked for on the server when it may have some of them, and how many of
-/// them at once: enough for one of those that were on their way first to be among them, whatever
-/// the order in which they arrived.
-const SUSPECTS_MAX: usize = 256;
-const SUSPECTS_AT_ONCE: usize = 32;
-/// So much of a piece's beginning and end is looked for, in bytes.
-const PROBE_BYTES: u32 = 4096;
 /// The pauses between attempts: doubled from the first to the second.
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(15);
@@ -63,7 +54,7 @@ enum Step {
 }
 
 /// A group of pieces read from the journal: offset and data.
-type Group = Vec<(u64, Bytes)>;
+pub(crate) type Group = Vec<(u64, Bytes)>;
 
 impl Core {
     /// Starts the file's driver. Whoever calls has set `driven`.
@@ -227,11 +218,7 @@ impl Core {
             let record = Record::Sending { handle: node.handle, up_to_seq: target };
             self.log(&mut state, record)?;
             state.handing = true;
-            let more = sample(extents.clone());
-            state.suspects.extend(more);
-            if state.suspects.len() > 4 * SUSPECTS_MAX {
-                state.suspects = sample(std::mem::take(&mut state.suspects));
-            }
+            state.suspect(&extents);
         }
         if lazy {
             // After a power loss, too, the next process is to know who changed the file.
@@ -300,7 +287,7 @@ impl Core {
 
     /// Reads pieces from the journal, adjacent ones into one. What was overwritten or cut meanwhile
     /// is left out.
-    async fn read_group(&self, node: &Arc<Node>, extents: Vec<Extent>) -> Result<Group> {
+    pub async fn read_group(&self, node: &Arc<Node>, extents: Vec<Extent>) -> Result<Group> {
         let Some(core) = self.this.upgrade() else { return Err(Error::Interrupted) };
         let node = node.clone();
         let read = self.runtime.spawn_blocking(move || core.read_pieces(&node, &extents));
@@ -489,300 +476,8 @@ impl Core {
         }
     }
 
-    /// All data is on the server: asks what its attributes are now, after setting the times that
-    /// programs have been told.
-    async fn settle(&self, node: &Arc<Node>) {
-        let lazy = self.treatment(node).is_lazy();
-        let _turn = node.turn.lock().await;
-        let recovered = node.state.lock().recovered;
-        if recovered {
-            if let Err(error) = self.take_stock(node).await {
-                self.failed(node, &error, true);
-            }
-            return;
-        }
-        let (times, writer) = {
-            let mut state = node.state.lock();
-            if !state.dirty.is_empty() {
-                return;
-            }
-            let Times { atime, mtime } = state.times;
-            if (atime, mtime) != (state.said.atime, state.said.mtime) {
-                // The next process is to know who has set them.
-                let times = Record::Times { handle: node.handle, atime, mtime };
-                self.note(&mut state, times);
-            }
-            (state.times, state.writer.clone())
-        };
-        let caller = writer.unwrap_or_else(|| Arc::new(self.own.clone()));
-        crash::point(crash::Point::BEFORE_SETTLE);
-        let asked = self.ask();
-        let set = |time: Option<_>| time.map_or(SetTime::Keep, SetTime::To);
-        let attr = if times == Default::default() {
-            self.buffer.getattr(&caller, &node.handle).await
-        } else {
-            let changes =
-                SetAttr { atime: set(times.atime), mtime: set(times.mtime), ..SetAttr::default() };
-            match self.buffer.setattr(&caller, &node.handle, &changes, None).await {
-                Ok(Wcc { after: Some(attr), .. }) => Ok(attr),
-                Ok(_) => self.buffer.getattr(&caller, &node.handle).await,
-                // Whoever may write need not be allowed to set times.
-                Err(error) if matches!(error.status(), Status::PERM | Status::ACCES) => {
-                    self.buffer.getattr(&caller, &node.handle).await
-                }
-                Err(error) => Err(error),
-            }
-        };
-        match attr {
-            Ok(attr) => {
-                self.settled(node, attr, asked, times, lazy);
-                crash::point(crash::Point::AFTER_SETTLE);
-            }
-            Err(error) if is_gone(&error) => {
-                let mut state = node.state.lock();
-                state.settled = true;
-                self.times_set(node, &mut state);
-                self.index.update(&node.handle, |known| known.attr = None);
-            }
-            Err(error) => self.failed(node, &error, true),
-        }
-    }
-
-    /// Looks whether a file without unsent data is as an earlier process left it, whose times are
-    /// still to be set. If it is not, they are not to be set to what it is now.
-    async fn take_stock(&self, node: &Arc<Node>) -> Result<()> {
-        let asked = self.ask();
-        let attr = match self.buffer.getattr(&self.own, &node.handle).await {
-            Ok(attr) => attr,
-            Err(error) if is_gone(&error) => {
-                self.discard(&node.handle);
-                self.nothing_left(node, &mut node.state.lock());
-                self.index.update(&node.handle, |known| known.attr = None);
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
-        let signature = WccAttr::from(&attr);
-        let mut state = node.state.lock();
-        if !state.recovered || !state.dirty.is_empty() {
-            // Somebody else has found out, or will before data is sent.
-            state.recovered = false;
-            return Ok(());
-        }
-        if state.changed_at > asked {
-            self.nothing_left(node, &mut state);
-            return Ok(());
-        }
-        if state.base.is_some_and(|base| attributes::same_data(&base, &signature))
-            || state.is_timed(&signature)
-        {
-            state.base = Some(signature);
-            state.recovered = false;
-            return self.no_intents(node, &mut state);
-        }
-        self.renew(node, &mut state, Some(signature));
-        self.nothing_left(node, &mut state);
-        node.set_size(Some(attr.size));
-        self.index.update(&node.handle, |known| known.attr = None);
-        Ok(())
-    }
-
-    /// There is nothing to be done any more of what an earlier process has left.
-    pub fn nothing_left(&self, node: &Node, state: &mut State) {
-        state.recovered = false;
-        state.settled = true;
-        self.times_set(node, state);
-        if let Err(error) = self.no_intents(node, state) {
-            log::warn!("{error}");
-        }
-    }
-
-    /// What an earlier process intended has not come about, or is dealt with.
-    fn no_intents(&self, node: &Node, state: &mut State) -> Result<()> {
-        if !std::mem::replace(&mut state.intents_in_doubt, false) {
-            return Ok(());
-        }
-        self.log(state, Record::Abandoned { handle: node.handle })
-    }
-
-    /// No times are to be set any more.
-    fn times_set(&self, node: &Node, state: &mut State) {
-        state.times = Times::default();
-        if state.said.atime.is_some() || state.said.mtime.is_some() {
-            self.note(state, Record::Times { handle: node.handle, atime: None, mtime: None });
-        }
-    }
-
-    fn settled(&self, node: &Node, mut attr: Attr, asked: u64, times: Times, lazy: bool) {
-        let mut state = node.state.lock();
-        if state.changed_at > asked {
-            return;
-        }
-        if times != Times::default() {
-            // Answers from before the times were set tell of an earlier version.
-            state.changed_at = self.tick();
-        }
-        // Data that was written meanwhile is over this very version.
-        state.base = Some(WccAttr::from(&attr));
-        state.settled = true;
-        if !state.dirty.is_empty() {
-            let base = WccAttr::from(&attr);
-            self.note(&mut state, attributes::base_record(node, &base));
-            return;
-        }
-        if state.times == times {
-            self.times_set(node, &mut state);
-        }
-        node.set_size(Some(attr.size));
-        if lazy && self.settings.read().consistency.trusts() {
-            // What programs have seen stays as they have seen it.
-            attr.ctime = state.mtime;
-        }
-        let (base, written) = (state.base, self.period());
-        self.index.update(&node.handle, |known| {
-            known.base = base;
-            known.written = written;
-            known.attr = Some(attr);
-            known.at = super::now_ms();
-        });
-    }
-
-    /// Compares the file on the server with what its unsent data was written over. Returns whether
-    /// it may be sent.
-    pub async fn check_base(&self, node: &Arc<Node>) -> Result<bool> {
-        let asked = self.ask();
-        let attr = match self.buffer.getattr(&self.own, &node.handle).await {
-            Ok(attr) => attr,
-            Err(error) if is_gone(&error) => {
-                if node.state.lock().said.remove_intent {
-                    // By an earlier process of ours, which was killed before it could say so.
-                    self.discard(&node.handle);
-                    return Ok(false);
-                }
-                let mut state = node.state.lock();
-                self.find_conflict(node, &mut state, ConflictKind::Removed);
-                return Ok(false);
-            }
-            Err(error) => return Err(error),
-        };
-        let signature = WccAttr::from(&attr);
-        let in_doubt = {
-            let mut state = node.state.lock();
-            if state.changed_at > asked {
-                return Ok(true);
-            }
-            let known = state.settled && state.changing == 0;
-            let base = state.base.filter(|_| known);
-            let same = base.is_some_and(|base| attributes::same_data(&base, &signature));
-            if !same && self.was_cut(node, &mut state, &signature)? {
-                return Ok(true);
-            }
-            if same || base.is_none() {
-                state.settled = true;
-                // What was sent without an answer may still be on its way.
-                state.in_doubt = state.failing.is_some() && state.said.sending_up_to.is_some();
-                self.no_intents(node, &mut state)?;
-                return self.rebase(node, &mut state, signature);
-            }
-            if state.is_timed(&signature) {
-                return self.rebase(node, &mut state, signature);
-            }
-            state.in_doubt
-        };
-        // WRITEs that nobody has heard of again may have changed it: then the server has some of
-        // the very data that was sent.
-        if in_doubt && self.has_arrived(node).await? {
-            let mut state = node.state.lock();
-            state.base = Some(signature);
-            state.in_doubt = state.failing.is_some();
-            return Ok(true);
-        }
-        let mut state = node.state.lock();
-        if !state.dirty.is_empty() {
-            self.find_conflict(node, &mut state, ConflictKind::Changed);
-        }
-        Ok(false)
-    }
-
-    /// Notes what the unsent data is now over. Returns that it may be sent.
-    fn rebase(&self, node: &Node, state: &mut State, signature: WccAttr) -> Result<bool> {
-        state.base = Some(signature);
-        let said = state.said.base;
-        let known = said.is_some_and(|it| it.size == signature.size && it.mtime == signature.mtime);
-        // The record ends what was said of data being sent: not while there is a doubt about that.
-        if !known && !state.in_doubt {
-            self.log(state, attributes::base_record(node, &signature))?;
-        }
-        Ok(true)
-    }
-
-    /// Says whether a process that was killed has cut the file to the size that it has now; then
-    /// our data is cut, too.
-    pub fn was_cut(&self, node: &Node, state: &mut State, signature: &WccAttr) -> Result<bool> {
-        if !state.intents_in_doubt || state.said.cut_intent != Some(signature.size) {
-            return Ok(false);
-        }
-        self.cut(node, state, signature.size, Some(signature))?;
-        state.base = Some(*signature);
-        state.settled = true;
-        state.in_doubt = false;
-        self.log(state, attributes::base_record(node, signature))?;
-        Ok(true)
-    }
-
-    /// Says whether any piece of what was sent without an answer is on the server. What has been
-    /// written over since counts, too, as long as the journal has it; where it has it no more,
-    /// nothing tells, and nothing speaks against it.
-    async fn has_arrived(&self, node: &Arc<Node>) -> Result<bool> {
-        let suspects = {
-            let state = node.state.lock();
-            let Some(sending) = state.said.sending_up_to else { return Ok(false) };
-            let mut suspects = state.suspects.clone();
-            suspects.retain(|extent| extent.seq <= sending);
-            sample(suspects)
-        };
-        if suspects.is_empty() {
-            return Ok(true);
-        }
-        for some in suspects.chunks(SUSPECTS_AT_ONCE) {
-            let mut found = tokio::task::JoinSet::new();
-            for extent in some {
-                let Some(core) = self.this.upgrade() else { return Err(Error::Interrupted) };
-                let (node, extent) = (node.clone(), *extent);
-                found.spawn(async move { core.is_there(&node, &extent).await });
-            }
-            while let Some(there) = found.join_next().await {
-                if there.unwrap_or(Err(Error::Interrupted))? {
-                    return Ok(true);
-                }
-            }
-        }
-        Ok(false)
-    }
-
-    /// Says whether the server has the beginning or the end of a piece, or nothing tells.
-    async fn is_there(&self, node: &Arc<Node>, extent: &Extent) -> Result<bool> {
-        let length = extent.len.min(PROBE_BYTES);
-        let last = Extent {
-            start: extent.end() - u64::from(length),
-            skip: extent.skip + extent.len - length,
-            len: length,
-            ..*extent
-        };
-        let first = Extent { len: length, ..*extent };
-        for probe in [first, last] {
-            let group = self.read_group(node, vec![probe]).await?;
-            let Some((offset, data)) = group.into_iter().next() else { return Ok(true) };
-            let read = self.client.read(&self.own, &node.handle, offset, length).await?;
-            if read.data == data[..] {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
     /// The server has refused data, or does not answer.
-    fn failed(&self, node: &Arc<Node>, error: &Error, lazy: bool) {
+    pub fn failed(&self, node: &Arc<Node>, error: &Error, lazy: bool) {
         let silence = matches!(error, Error::Unreachable(_) | Error::Interrupted);
         let gone = matches!(error.status(), Status::STALE | Status::BADHANDLE);
         let mut state = node.state.lock();
@@ -882,19 +577,6 @@ impl Core {
         }
         Ok(turn)
     }
-}
-
-/// Takes a part of many pieces: half of it those that are sent first, the rest from all over.
-pub(crate) fn sample(mut extents: Vec<Extent>) -> Vec<Extent> {
-    const FIRST: usize = SUSPECTS_MAX / 2;
-    if extents.len() <= SUSPECTS_MAX {
-        return extents;
-    }
-    extents.sort_by_key(|extent| extent.start);
-    let rest = extents.split_off(FIRST);
-    let step = rest.len().div_ceil(SUSPECTS_MAX - FIRST);
-    extents.extend(rest.into_iter().step_by(step));
-    extents
 }
 
 /// Takes the first extents up to a limit.
