@@ -48,7 +48,6 @@ mod writer;
 
 pub use listing::{Listed, ListedEntry, ListingToken};
 pub use names::Name;
-pub(crate) use names::is_dot;
 pub use node::Known;
 pub use options::{IndexError, IndexOptions, IndexStats};
 

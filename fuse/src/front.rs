@@ -21,18 +21,16 @@ use fuser::{
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
     WriteFlags,
 };
-use gridvfs_vfs::{
-    Attr, Caller, DirEntry, Error, FileKind, Result, SeekWhence, SetAttr, SetTime, Status, Time,
-};
+use gridvfs_vfs::{Caller, Error, FileKind, Result, SeekWhence, SetAttr, SetTime, Status, Time};
 
 use crate::callers::Callers;
-use crate::core::{Core, Found, file_attr, file_type};
+use crate::core::{Core, Found, file_type};
 use crate::counters::{Counters, Operation};
+use crate::entries::{absent, add_entry, visible};
 use crate::hand;
 use crate::inodes::Inode;
 use crate::passthrough::{self, Way};
 use crate::pending::Pending;
-use crate::silly::is_silly;
 
 /// The longest name that Linux file systems have, in bytes.
 const NAME_MAX: u32 = 255;
@@ -116,14 +114,7 @@ impl Front {
     }
 
     fn entry_reply(&self, reply: ReplyEntry) -> impl FnOnce(Result<Found>) + Send + 'static {
-        let core = self.core.clone();
-        move |result| match result {
-            Ok(Found { attr, .. }) => {
-                let (attr_life, life) = (core.options.attr_timeout, core.options.entry_timeout);
-                reply.entry_with_ttls(&attr_life, &life, &attr, Generation(0));
-            }
-            Err(error) => reply.error(errno(&error)),
-        }
+        self.entry_reply_or_absence(reply, Duration::ZERO)
     }
 }
 
@@ -772,74 +763,6 @@ impl Front {
                 reply.entry(&life, &absent(), Generation(0));
             }
             Err(error) => reply.error(errno(&error)),
-        }
-    }
-}
-
-/// A node id of 0 tells the kernel that there is no such name.
-fn absent() -> FileAttr {
-    file_attr(&blank(0), 0, 0)
-}
-
-/// Attributes that nobody takes for real: no file is so large.
-fn blank(fileid: u64) -> Attr {
-    Attr {
-        kind: FileKind::Regular,
-        mode: 0,
-        links: 1,
-        uid: 0,
-        gid: 0,
-        size: u64::MAX,
-        used: 0,
-        device: gridvfs_vfs::DeviceNumber::default(),
-        fsid: 0,
-        fileid,
-        atime: Time::default(),
-        mtime: Time::default(),
-        ctime: Time::default(),
-    }
-}
-
-fn visible(entries: &[DirEntry]) -> impl Iterator<Item = &DirEntry> {
-    entries.iter().filter(|entry| !is_silly(&entry.name))
-}
-
-/// Adds an entry with what a look-up would tell. Returns whether the reply was full before it.
-fn add_entry(
-    core: &Core,
-    entry: &DirEntry,
-    life: &Duration,
-    reply: &mut ReplyDirectoryPlus,
-) -> bool {
-    let name = OsStr::from_bytes(&entry.name);
-    let is_dots = &entry.name[..] == b"." || &entry.name[..] == b"..";
-    match (entry.attr, entry.handle) {
-        (Some(attr), Some(handle)) if !is_dots => {
-            let Found { inode, attr } = core.found(handle, &attr);
-            let full = reply.add(INodeNo(inode.id), entry.cookie, name, life, &attr, Generation(0));
-            if full {
-                core.forget(inode.id, 1);
-            }
-            full
-        }
-        (attr, _) => {
-            // The kernel lists such an entry and, since no file is that large, forgets the look-up
-            // that comes with it; `.` and `..` it never looks up.
-            let attr = match attr {
-                Some(attr) if is_dots => file_attr(&attr, entry.fileid, attr.links),
-                Some(attr) => file_attr(&Attr { size: u64::MAX, ..attr }, entry.fileid, attr.links),
-                None if is_dots => {
-                    let kind = FileKind::Directory;
-                    file_attr(&Attr { kind, ..blank(entry.fileid) }, entry.fileid, 1)
-                }
-                None => file_attr(&blank(entry.fileid), entry.fileid, 1),
-            };
-            let number = INodeNo(entry.fileid);
-            let full = reply.add(number, entry.cookie, name, life, &attr, Generation(0));
-            if !full && !is_dots {
-                core.inodes.balance(entry.fileid);
-            }
-            full
         }
     }
 }

@@ -8,6 +8,7 @@ mod callers;
 mod core;
 mod counters;
 mod directory;
+mod entries;
 mod front;
 mod hand;
 mod inodes;

@@ -22,7 +22,7 @@ pub use handle::{FileHandle, HANDLE_BYTES_MAX};
 pub use types::{
     Access, AccessGranted, Allocation, Caller, Committed, CreateHow, Created, DirEntry, DirPage,
     Entry, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, SeekWhence, Stability, Verifier,
-    Written,
+    Written, is_dots,
 };
 
 use async_trait::async_trait;

@@ -265,3 +265,8 @@ pub enum Allocation {
     /// FALLOC_FL_ZERO_RANGE with KEEP_SIZE.
     ZeroRangeKeepSize = 4,
 }
+
+/// Says whether a name is `.` or `..`, which every directory has and nobody makes.
+pub fn is_dots(name: &[u8]) -> bool {
+    matches!(name, b"." | b"..")
+}

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use gridvfs_vfs::{
     Caller, CreateHow, Created, DirEntry, DirPage, Entry, Error, FileHandle, FileKind, Linked,
-    Result, SetAttr, Status, Verifier, Vfs, Wcc, WccAttr,
+    Result, SetAttr, Status, Verifier, Vfs, Wcc, WccAttr, is_dots,
 };
 
 use super::Core;
@@ -12,7 +12,7 @@ use super::send::is_gone;
 use super::setattr::is_answer;
 use crate::counters::add;
 use crate::crash;
-use crate::index::{Index, Name, is_dot};
+use crate::index::{Index, Name};
 use crate::journal::Record;
 
 /// About how many bytes an entry with attributes takes in the answer to READDIRPLUS.
@@ -357,7 +357,7 @@ impl Core {
         let mut page = self.buffer.readdir(caller, dir, cookie, verifier, size_bytes, plus).await?;
         let trusts = self.settings.read().consistency.trusts();
         for entry in &mut page.entries {
-            let dots = is_dot(&entry.name);
+            let dots = is_dots(&entry.name);
             if let (Some(handle), Some(attr), false) = (&entry.handle, &mut entry.attr, dots)
                 // Elsewhere a file's attributes are asked for again when it is opened.
                 && (trusts || self.nodes.contains_key(handle))
@@ -377,7 +377,7 @@ impl Core {
 
     /// Notes where the files of a listing are that is not itself noted.
     fn note_places(&self, dir: &FileHandle, entries: &[DirEntry]) {
-        for entry in entries.iter().filter(|entry| !is_dot(&entry.name)) {
+        for entry in entries.iter().filter(|entry| !is_dots(&entry.name)) {
             let Some(handle) = entry.handle else { continue };
             // Paths go through directories, used or not.
             let is_dir = entry.attr.is_some_and(|attr| attr.kind == FileKind::Directory);
@@ -404,7 +404,7 @@ impl Core {
         let mut entries = Vec::with_capacity(listed.entries.len());
         for entry in listed.entries {
             let attr = entry.handle.filter(|_| plus).and_then(|handle| self.trusted_attr(&handle));
-            missing += usize::from(attr.is_none() && !is_dot(&entry.name));
+            missing += usize::from(attr.is_none() && !is_dots(&entry.name));
             entries.push(DirEntry {
                 fileid: entry.fileid.or(attr.map(|attr| attr.fileid))?,
                 name: entry.name,

@@ -9,10 +9,9 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use gridvfs_vfs::{DirEntry, FileHandle, FileKind, Verifier};
+use gridvfs_vfs::{DirEntry, FileHandle, FileKind, Verifier, is_dots};
 
 use super::name_rows::{self, NameRow, is_ours};
-use super::names::is_dot;
 use super::node::Node;
 use super::writer::Change;
 use super::{Child, Index};
@@ -232,7 +231,7 @@ impl Index {
         });
         let change = self.push(|| Change::Listed { names, row });
         self.names_changed.fetch_max(change, Ordering::AcqRel);
-        if is_dot(&entry.name) {
+        if is_dots(&entry.name) {
             return;
         }
         if collection.places <= IN_MEMORY_MAX {

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use gridvfs_vfs::FileHandle;
+use gridvfs_vfs::{FileHandle, is_dots};
 
 use super::listing::ListingToken;
 use super::name_rows;
@@ -54,11 +54,6 @@ fn with_name_key<T>(names: u64, name: &[u8], with: impl FnOnce(&[u8]) -> T) -> T
         }
         None => with(&name_key(names, name)),
     }
-}
-
-/// Whether a name is the directory itself or the one above: listed, but never looked up.
-pub(crate) fn is_dot(name: &[u8]) -> bool {
-    matches!(name, b"." | b"..")
 }
 
 impl Index {
@@ -131,7 +126,7 @@ impl Index {
         child: Child,
         token: Option<ListingToken>,
     ) -> bool {
-        if name.is_empty() || is_dot(name) {
+        if name.is_empty() || is_dots(name) {
             return false;
         }
         let entered = self.change_node(dir, |node| {

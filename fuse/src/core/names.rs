@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use fuser::FileAttr;
 use gridvfs_vfs::{
     Caller, CreateHow, Created, Error, FileHandle, FileKind, NodeKind, Result, SetAttr, SetTime,
-    Status, Time, Verifier,
+    Status, Time, Verifier, is_dots,
 };
 
 use super::{Core, Found, Opened};
@@ -335,7 +335,7 @@ impl Core {
             return Ok(false);
         }
         let page = self.vfs.readdir(caller, from, 0, Verifier::default(), 64 << 10, false).await?;
-        let others = |name: &[u8]| name != b"." && name != b".." && !is_silly(name);
+        let others = |name: &[u8]| !is_dots(name) && !is_silly(name);
         if !page.eof || page.entries.iter().any(|entry| others(&entry.name)) {
             return Ok(false);
         }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use gridvfs_vfs::{Caller, DirEntry, DirPage, FileHandle, Result, Status, Verifier};
+use gridvfs_vfs::{Caller, DirEntry, DirPage, FileHandle, Result, Status, Verifier, is_dots};
 
 use super::LocalDir;
 use super::attr;
@@ -219,10 +219,6 @@ struct Page {
     /// Where the next page begins.
     cookie: u64,
     plus: bool,
-}
-
-fn is_dots(name: &[u8]) -> bool {
-    matches!(name, b"." | b"..")
 }
 
 fn stream_key(dir: &Node, caller: &Caller, cookie: u64) -> StreamKey {

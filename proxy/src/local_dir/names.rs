@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use gridvfs_vfs::{
     Access, AccessGranted, Caller, Entry, FileHandle, FileKind, Linked, Result, Status, Wcc,
+    is_dots,
 };
 
 use super::LocalDir;
@@ -21,10 +22,6 @@ pub(super) fn name(name: &[u8]) -> Result<CString> {
         return Err(Status::INVAL.into());
     }
     Ok(sys::c_string(name)?)
-}
-
-fn is_dots(name: &[u8]) -> bool {
-    matches!(name, b"." | b"..")
 }
 
 /// Checks a name that is to be made: `.` and `..` are always there.

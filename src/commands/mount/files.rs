@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use gridvfs_cache::DiskCache;
 use gridvfs_cache::store::{BLOCK_BYTES, VerifyReport};
-use gridvfs_vfs::{Attr, Caller, Error, FileHandle, FileKind, Vfs};
+use gridvfs_vfs::{Attr, Caller, Error, FileHandle, FileKind, Vfs, is_dots};
 use serde_json::{Value, json};
 
 use crate::paths;
@@ -98,7 +98,7 @@ async fn regular_files(
             verifier = page.verifier;
             for entry in &page.entries {
                 cookie = entry.cookie;
-                if matches!(&entry.name[..], b"." | b"..") {
+                if is_dots(&entry.name) {
                     continue;
                 }
                 let (handle, attr) = match (entry.handle, entry.attr) {
