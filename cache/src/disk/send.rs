@@ -31,8 +31,6 @@ use crate::journal::{ReadError, Record};
 pub(crate) const FULL_BYTES: u64 = 1 << 20;
 /// Write-through: how long less waits for its neighbours, unless somebody waits for it.
 const GATHER_DELAY: Duration = Duration::from_millis(100);
-/// The most that is handed on before the file is looked at again, in bytes.
-const BATCH_BYTES: usize = 8 << 20;
 /// How much data is read from the journal at once, in bytes.
 const GROUP_BYTES: usize = 1 << 20;
 /// How much that the server has not committed starts a COMMIT, in bytes: seldom enough not to stall
@@ -210,34 +208,24 @@ impl Core {
             let handed = state.handed;
             let mut extents = state.dirty.oldest(0, u64::MAX);
             extents.retain(|extent| extent.seq > handed);
-            (state.writer.clone(), extents, target)
-        };
-        let writer = writer.unwrap_or_else(|| Arc::new(self.own.clone()));
-        {
-            let mut state = node.state.lock();
             let record = Record::Sending { handle: node.handle, up_to_seq: target };
             self.log(&mut state, record)?;
             state.handing = true;
             state.suspect(&extents);
-        }
+            (state.writer.clone(), extents, target)
+        };
+        let writer = writer.unwrap_or_else(|| Arc::new(self.own.clone()));
         if lazy {
             // After a power loss, too, the next process is to know who changed the file.
             self.sync_journal().await?;
         }
         crash::point(crash::Point::BEFORE_WRITE);
         let mut rest = &extents[..];
-        let mut batch = 0;
         while !rest.is_empty() {
             let (group, taken) = group_of(rest);
             rest = &rest[taken..];
             for (offset, data) in self.read_group(node, group).await? {
-                batch += data.len();
                 self.hand_piece(node, &writer, offset, data).await?;
-            }
-            if batch >= BATCH_BYTES {
-                batch = 0;
-                // Whoever waits for a COMMIT of what was handed on before need not wait for this.
-                node.progress.notify_waiters();
             }
         }
         crash::point(crash::Point::AFTER_WRITE);

@@ -323,11 +323,6 @@ impl DiskCache {
         self.core.wholes.clear();
         copies + self.core.store.give_back(bytes.saturating_sub(copies))
     }
-
-    /// Returns how many bytes the whole copies for passthrough take.
-    pub fn whole_bytes(&self) -> u64 {
-        self.core.wholes.bytes()
-    }
 }
 
 impl Core {

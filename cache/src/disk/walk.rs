@@ -124,6 +124,19 @@ struct State {
 }
 
 impl State {
+    /// The walk of a file's directory is at that file now ([`Listed::at`]). Returns what is to be
+    /// fetched ahead.
+    fn at(&mut self, file: &FileHandle, missed: bool) -> Vec<(FileHandle, u64)> {
+        let dir = self.directory_of.get(file);
+        let Some(listed) = dir.and_then(|dir| self.listed.get_mut(dir)) else { return Vec::new() };
+        let Some(place) = listed.places.get(file).copied() else { return Vec::new() };
+        let wanted = listed.at(place, missed);
+        if listed.misses >= MISSES_MIN {
+            self.walking = listed.used;
+        }
+        wanted
+    }
+
     fn make_room(&mut self) {
         while self.listed.len() >= DIRECTORIES_MAX {
             let oldest = self.listed.iter().min_by_key(|(_, listed)| listed.used).map(|(d, _)| *d);
@@ -178,18 +191,7 @@ impl Core {
 
     /// A read of a file has missed: if its directory is being walked, others are fetched.
     pub fn walk_missed(&self, caller: &Caller, node: &super::node::Node) {
-        let wanted = {
-            let mut state = self.walks.state.lock();
-            let State { listed, directory_of, walking, .. } = &mut *state;
-            let Some(listed) = directory_of.get(&node.handle).and_then(|dir| listed.get_mut(dir))
-            else {
-                return;
-            };
-            let Some(place) = listed.places.get(&node.handle).copied() else { return };
-            let wanted = listed.at(place, true);
-            *walking = listed.used.filter(|_| listed.misses >= MISSES_MIN).or(*walking);
-            wanted
-        };
+        let wanted = self.walks.state.lock().at(&node.handle, true);
         self.fetch_ahead(caller, wanted);
     }
 
@@ -201,15 +203,11 @@ impl Core {
         }
         let wanted = {
             let mut state = self.walks.state.lock();
-            let State { listed, directory_of, confirmed, opened, walking } = &mut *state;
-            let Some(dir) = directory_of.get(handle) else { return };
-            opened.insert(*handle);
-            confirmed.remove(handle);
-            let Some(listed) = listed.get_mut(dir) else { return };
-            let Some(place) = listed.places.get(handle).copied() else { return };
-            let wanted = listed.at(place, asked);
-            *walking = listed.used.filter(|_| listed.misses >= MISSES_MIN).or(*walking);
-            wanted
+            if state.directory_of.contains_key(handle) {
+                state.opened.insert(*handle);
+                state.confirmed.remove(handle);
+            }
+            state.at(handle, asked)
         };
         self.fetch_ahead(caller, wanted);
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use super::scan::{self, Identity, Item};
 use super::segment::{self, Segment};
 use super::sync::SyncState;
 use super::{Damage, Journal, JournalCounters, JournalError, JournalOptions, Replayed};
+use crate::key::random_number;
 
 /// Below this a segment is hardly more than its begin.
 const SEGMENT_BYTES_MIN: u64 = 4096;
@@ -48,11 +49,7 @@ impl Journal {
         }
         let lock = lock(dir)?;
         let mut found = find_segments(dir)?;
-        let log_id = identify(&found).map_err(at(dir))?;
-        let log_id = match log_id {
-            Some(log_id) => log_id,
-            None => random().map_err(at(dir))?,
-        };
+        let log_id = identify(&found).map_err(at(dir))?.unwrap_or_else(random_number);
         let mut run = 0;
         for item in &mut found {
             match item.header {
@@ -180,12 +177,6 @@ fn identify(found: &[Found]) -> io::Result<Option<u64>> {
         })?;
     }
     Ok(log_id)
-}
-
-fn random() -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(u64::from_le_bytes(bytes))
 }
 
 /// For each run, up to which sequence number its records say that the log was synced: the last
