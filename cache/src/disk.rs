@@ -14,6 +14,7 @@
 //! of the file's fsyncs, and drops it from the journal when the server has it on disk; only then do
 //! its blocks enter the store, so that the store never holds what a crash could unmake.
 
+mod arrive;
 mod attributes;
 mod conflict;
 mod data;
@@ -54,10 +55,11 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::BufferLayer;
+use crate::blocks::Blocks;
 use crate::index::Index;
 use crate::journal::Journal;
-use crate::store::Store;
 
+pub use arrive::{Expected, Version};
 pub use conflict::{Conflict, Resolution};
 pub use data::Counters as DiskCounters;
 pub use node::ConflictKind;
@@ -90,8 +92,9 @@ pub(crate) struct Core {
     /// What is below that layer, for reads that are to leave no trace in it.
     client: Arc<dyn Vfs>,
     runtime: Handle,
-    store: Store,
-    wholes: whole::Wholes,
+    store: Blocks,
+    /// One file is moved from the store to the file cache at a time.
+    making_whole: Mutex<()>,
     journal: Journal,
     index: Index,
     origin: Mutex<Origin>,

@@ -5,6 +5,7 @@
 //! [`BufferOptions::memory_max`] bytes, writes nothing to disk, and never changes what the inner
 //! file system would answer to a program that is alone with its files.
 
+mod blocks;
 mod budget;
 mod buffer;
 mod counters;
@@ -13,6 +14,7 @@ mod dirty;
 pub mod disk;
 mod extents;
 mod file;
+mod files;
 pub mod index;
 mod journal;
 mod key;

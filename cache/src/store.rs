@@ -50,6 +50,9 @@ use geometry::Layout;
 use locks::{Kind, Locks, lock_bytes};
 use tags::Tags;
 
+pub(crate) use sum::checksum as block_checksum;
+pub(crate) use tags::{allocate, map_shared};
+
 pub use crate::key::FileKey;
 
 /// What a store did since it was opened.

@@ -165,7 +165,7 @@ impl Core {
 
     /// The file's frames are of other data than the server's: they are never found again.
     pub fn renew(&self, node: &Node, state: &mut State, base: Option<WccAttr>) {
-        self.wholes.remove(node.key());
+        self.store.files.remove(node.key());
         let key = FileKey::random();
         add(&self.counters.changed, 1);
         state.overtake(0, u64::MAX);

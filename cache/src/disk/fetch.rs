@@ -46,15 +46,7 @@ impl Registered<'_> {
 
 impl Core {
     pub(super) fn register<'a>(&self, node: &'a Node, start: u64, end: u64) -> Registered<'a> {
-        let number = self.fetch_number.fetch_add(1, Ordering::Relaxed);
-        node.state.lock().fetches.push(Fetch {
-            number,
-            start,
-            end,
-            overtaken: false,
-            outdated: false,
-        });
-        Registered { node, number }
+        Registered { node, number: self.registered(node, start, end) }
     }
 
     /// Reads `start..end`, and a little around it, from below, and stores it. Returns where the

@@ -12,9 +12,9 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
 use super::options::{AtEnd, Consistency, DiskOptions, Policy};
-use super::whole::Wholes;
 use super::{Core, DiskCache, PLACES_MAX, SENDING_MAX, Unsent, WALK_READS_MAX, now_ms, recover};
 use crate::BufferLayer;
+use crate::blocks::Blocks;
 use crate::index::{Index, IndexError, IndexOptions};
 use crate::journal::{Journal, JournalError, JournalOptions, Rebuild, Replayed};
 use crate::store::{Store, StoreError};
@@ -183,6 +183,7 @@ impl DiskCache {
         let journal = Journal::open(&journal_dir, JournalOptions::default(), &mut take)?;
         let files = rebuild.finish(&journal);
         let store = Store::open(&dir.join("store"), &geometry, shared)?;
+        let store = Blocks::new(store, dir.join("files"))?;
         let index = Index::open(&dir.join("index.sqlite"), IndexOptions::default())?;
 
         let moved = before.as_ref().is_some_and(|before| before.root != origin.root);
@@ -212,8 +213,6 @@ impl DiskCache {
         if settings.consistency != Consistency::Dedicated || !index.closed_cleanly() {
             index.forget_all();
         }
-        let fresh = moved || restarted;
-        let wholes = Wholes::open(dir.join("whole"), store.geometry().size_bytes / 2, fresh);
         for damage in &damage {
             recover::report(&index, &root, damage);
         }
@@ -226,8 +225,8 @@ impl DiskCache {
             buffer,
             client,
             runtime,
-            wholes,
             store,
+            making_whole: Mutex::new(()),
             journal,
             index,
             origin: Mutex::new(origin),

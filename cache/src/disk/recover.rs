@@ -231,6 +231,7 @@ pub(crate) async fn keep_house(core: Weak<Core>) {
             }
             core.room.notify_waiters();
             if sync {
+                core.store.fit();
                 core.sync_store();
             }
         });

@@ -218,7 +218,7 @@ impl Core {
             self.send(&node, true).await?;
         }
         let _turn = self.hold(&node).await?;
-        self.wholes.remove(node.key());
+        self.store.files.changing(node.key());
         {
             let mut state = node.state.lock();
             if !state.dirty.is_empty() {

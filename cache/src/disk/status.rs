@@ -119,7 +119,6 @@ impl Core {
             }
         } else {
             self.store.clear();
-            self.wholes.clear();
         }
     }
 
@@ -242,7 +241,9 @@ impl DiskCache {
         [
             ("hit_bytes", get(&counters.hit_bytes)),
             ("evicted", get(&counters.evicted)),
-            ("repaired", get(&counters.repaired)),
+            ("repaired", get(&counters.repaired) + self.core.store.files.repaired()),
+            ("whole_files", self.core.store.files.keys().len() as u64),
+            ("whole_file_bytes", self.core.store.files.bytes()),
             ("stored_bytes", get(&counters.stored_bytes)),
             ("no_space", get(&counters.no_space)),
             ("journal_syncs", get(&journal.syncs)),
@@ -316,12 +317,11 @@ impl DiskCache {
         self.core.index.handle_of_key(key)
     }
 
-    /// Gives room back to the disk: whole copies go first, then the oldest blocks. Returns how many
+    /// Gives room back to the disk: whole files go first, then the oldest blocks. Returns how many
     /// bytes went.
     pub fn prune(&self, bytes: u64) -> u64 {
-        let copies = self.core.wholes.bytes();
-        self.core.wholes.clear();
-        copies + self.core.store.give_back(bytes.saturating_sub(copies))
+        let files = self.core.store.files.give_back(bytes);
+        files + self.core.store.give_back(bytes.saturating_sub(files))
     }
 }
 

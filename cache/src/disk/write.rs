@@ -260,7 +260,7 @@ impl Core {
 
     /// Notes in the journal what the file is like that is about to have unsent data.
     pub fn begin(&self, node: &Node, state: &mut State) -> std::io::Result<()> {
-        self.wholes.remove(node.key());
+        self.store.files.changing(node.key());
         // A change of ours that is under way, or whose outcome is not known, may make another
         // version of the base.
         let known = state.settled && state.changing == 0;
@@ -339,7 +339,7 @@ impl Core {
         size: u64,
         after: Option<&WccAttr>,
     ) -> Result<()> {
-        self.wholes.remove(node.key());
+        self.store.files.changing(node.key());
         let old = node.size().unwrap_or(u64::MAX);
         state.overtake(size.min(old), u64::MAX);
         if !state.dirty.is_empty() || state.said.cut_intent.is_some() {

@@ -56,7 +56,7 @@ pub enum StoreError {
 
 impl StoreError {
     /// Returns the error of an operation on a file.
-    pub(super) fn io(path: &Path, source: io::Error) -> Self {
+    pub(crate) fn io(path: &Path, source: io::Error) -> Self {
         match source.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => Self::NoSpace,
             _ => Self::Io { path: path.to_owned(), source },

@@ -134,6 +134,11 @@ impl Store {
         usage
     }
 
+    /// Returns what the bank files take on the disk.
+    pub fn disk_bytes(&self) -> u64 {
+        (0..self.banks.count()).map(|bank| self.banks.disk_bytes(bank)).sum()
+    }
+
     /// Reads and checks every valid block, and drops those that are bad.
     ///
     /// `progress` is told of frames done, of how many.

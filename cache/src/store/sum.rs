@@ -15,6 +15,6 @@ use super::geometry::mix;
 
 /// Returns the checksum of block number `block` (its offset / 4096) of a file.
 #[inline]
-pub(super) fn checksum(key: FileKey, block: u64, data: &[u8]) -> u32 {
+pub(crate) fn checksum(key: FileKey, block: u64, data: &[u8]) -> u32 {
     crc32fast::hash(data) ^ (mix(key.0 ^ mix(block)) >> 32) as u32
 }

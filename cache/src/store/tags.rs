@@ -79,7 +79,7 @@ impl Tags {
             // Last, so that a tags file with a header is a whole one.
             file.write_all_at(&header, 0).map_err(no_room)?;
         }
-        let base = map(&file, layout.tags_bytes).map_err(fail)?;
+        let base = map_shared(&file, layout.tags_bytes).map_err(fail)?;
         let tick = (layout.frames() / 256).max(1);
         Ok(Self { base, file, layout, tick, all_blocks: mask(0, layout.blocks) })
     }
@@ -295,7 +295,7 @@ fn header(geometry: &Geometry) -> [u8; HEADER_LEN] {
 }
 
 /// Makes sure that every byte of the file has its place on the disk.
-fn allocate(file: &File, bytes: u64, is_new: bool) -> io::Result<()> {
+pub(crate) fn allocate(file: &File, bytes: u64, is_new: bool) -> io::Result<()> {
     // Not posix_fallocate: where the file system cannot, that reads and writes back a byte of each
     // block, and so undoes what another process changes meanwhile.
     loop {
@@ -341,7 +341,8 @@ pub(super) fn no_copy_on_write(file: &File) {
     }
 }
 
-fn map(file: &File, bytes: usize) -> io::Result<NonNull<u8>> {
+/// Maps a file's first bytes, shared.
+pub(crate) fn map_shared(file: &File, bytes: usize) -> io::Result<NonNull<u8>> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a new mapping at a place of the kernel's choice.
     let base = unsafe {
