@@ -24,8 +24,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use gridvfs_vfs::{
     Access, AccessGranted, Allocation, Caller, Committed, CreateHow, Created, DirPage, Entry,
-    Error, FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result, SeekWhence,
-    SetAttr, Stability, Time, Verifier, Vfs, Wcc, WccAttr, Written,
+    Error, Fetched, FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result,
+    SeekWhence, SetAttr, Stability, Status, Time, Verifier, Vfs, Wcc, WccAttr, Written,
 };
 use tokio::runtime::Handle;
 
@@ -112,6 +112,15 @@ impl BufferLayer {
             Some(file) => self.shared.flush(&file, Report::Leave).await,
             None => Ok(()),
         }
+    }
+
+    /// Says whether data is held that was written and may not be durable on the server.
+    fn holds_written(&self, file: &FileHandle) -> bool {
+        let held = |file: Arc<crate::file::File>| {
+            let writing = &file.state.lock().writing;
+            writing.extents.unsent_bytes() + writing.extents.unstable_bytes() > 0
+        };
+        self.shared.known(file).is_some_and(held)
     }
 
     /// Finds out whether the server has lost data, and gives it back if so.
@@ -369,6 +378,26 @@ impl Vfs for BufferLayer {
     ) -> Result<u64> {
         self.send_first(file).await?;
         self.shared.inner.seek(caller, file, offset, whence).await
+    }
+
+    /// Nothing of it is kept here: who asks for so much has a place of his own for it. While
+    /// written data of the file is held the server's is not all there is: [`Status::JUKEBOX`].
+    async fn fetch(
+        &self,
+        caller: &Caller,
+        file: &FileHandle,
+        ranges: &[(u64, u32)],
+        level: i32,
+    ) -> Result<Fetched> {
+        if self.holds_written(file) {
+            return Err(Status::JUKEBOX.into());
+        }
+        let asked = self.shared.ask();
+        let mut fetched = self.shared.inner.fetch(caller, file, ranges, level).await?;
+        if self.shared.settle(file, &mut fetched.attr, asked) || self.holds_written(file) {
+            return Err(Status::JUKEBOX.into());
+        }
+        Ok(fetched)
     }
 
     async fn allocate(

@@ -5,6 +5,7 @@
 //! over another channel of the session is not run again ([`replay`]).
 
 mod dispatch;
+mod fetch;
 mod mount;
 mod replay;
 
@@ -21,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::key::SessionKey;
+use fetch::Fetches;
 use replay::{Fate, ReplayCache};
 
 /// The longest call that is taken: the largest WRITE with its header.
@@ -65,6 +67,7 @@ pub struct ServerOptions {
 pub struct Server {
     options: ServerOptions,
     replays: ReplayCache,
+    fetches: Arc<Fetches>,
     counters: ServerCounters,
 }
 
@@ -74,7 +77,12 @@ pub(crate) type Record = Vec<Bytes>;
 impl Server {
     /// Makes a server. It serves the channels it is given.
     pub fn new(options: ServerOptions) -> Arc<Self> {
-        Arc::new(Self { options, replays: ReplayCache::new(), counters: ServerCounters::default() })
+        Arc::new(Self {
+            options,
+            replays: ReplayCache::new(),
+            fetches: Arc::new(Fetches::new()),
+            counters: ServerCounters::default(),
+        })
     }
 
     /// Returns the counters.
@@ -196,20 +204,37 @@ impl Server {
         };
         count(&self.counters.calls);
         drop(record);
+        let fetched = fetch::size(&header, &arguments);
         let server = self.clone();
         let call = async move {
-            let reply = dispatch::run(&server.options, &header, arguments).await;
+            let reply = dispatch::run(&server.options, &server.fetches, &header, arguments).await;
             match ticket {
                 Some(ticket) => server.replays.finish(ticket, reply, permits),
                 // The channel may be gone: then nobody waits here for the reply.
                 None => drop(replies.send((reply, permits))),
             }
         };
-        if self.options.blocking {
-            tokio::task::spawn_blocking(move || tokio::runtime::Handle::current().block_on(call));
-        } else {
-            tokio::spawn(call);
+        let blocking = self.options.blocking;
+        match fetched {
+            None => spawn(blocking, call),
+            // It waits for its turn here, and not on a thread that another call could use.
+            Some(bytes) => drop(tokio::spawn(async move {
+                let turn = self.fetches.turn(bytes).await;
+                spawn(blocking, async move {
+                    call.await;
+                    drop(turn);
+                });
+            })),
         }
+    }
+}
+
+/// Runs a call on a thread that it may block if it does.
+fn spawn(blocking: bool, call: impl Future<Output = ()> + Send + 'static) {
+    if blocking {
+        tokio::task::spawn_blocking(move || tokio::runtime::Handle::current().block_on(call));
+    } else {
+        tokio::spawn(call);
     }
 }
 

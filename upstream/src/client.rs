@@ -9,6 +9,7 @@
 
 mod directory;
 mod extension;
+mod fetch;
 mod interface;
 mod names;
 mod read;
@@ -37,6 +38,8 @@ pub struct NfsClient {
     plain_listings: AtomicBool,
     /// The server has (or is not known not to have) the extension program.
     extensions: AtomicBool,
+    /// The extension program has (or is not known not to have) FETCH.
+    fetches: AtomicBool,
 }
 
 /// The status or results of a procedure.
@@ -111,6 +114,7 @@ impl NfsClient {
             credential: options.credential,
             plain_listings: AtomicBool::new(false),
             extensions: AtomicBool::new(extensions),
+            fetches: AtomicBool::new(true),
         };
         let negotiation = tokio::time::timeout(options.timing.setup, client.negotiate());
         let (kind, info) = match negotiation.await {

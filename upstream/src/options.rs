@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use gridvfs_vfs::FETCH_BYTES_MAX;
+
 /// Settings of a client.
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
@@ -16,7 +18,8 @@ pub struct ClientOptions {
     pub data_bytes_max: usize,
     /// The largest single READ or WRITE, whatever the server would take.
     pub transfer_bytes_max: u32,
-    /// The largest reply that is taken. A longer one is a protocol error.
+    /// The largest reply that is taken: that to the largest FETCH, with its head. A longer one is
+    /// a protocol error.
     pub record_bytes_max: usize,
     /// After how long without progress a call fails with [`gridvfs_vfs::Error::Unreachable`].
     /// `None`: never, as with a hard mount. A call waits on while others are answered, as on a
@@ -35,7 +38,7 @@ impl Default for ClientOptions {
             calls_per_stripe: 128,
             data_bytes_max: 32 << 20,
             transfer_bytes_max: 1 << 20,
-            record_bytes_max: 4 << 20,
+            record_bytes_max: FETCH_BYTES_MAX + (64 << 10),
             timeout: None,
             credential: None,
             timing: Timing::default(),

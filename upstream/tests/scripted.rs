@@ -1,5 +1,7 @@
 //! The client against a server that follows a script: lies, losses, cuts and load.
 
+#[path = "scripted/fetch.rs"]
+mod fetch;
 #[path = "scripted/lies.rs"]
 mod lies;
 #[path = "scripted/load.rs"]

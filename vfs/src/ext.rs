@@ -3,6 +3,10 @@
 //! It travels beside NFSv3 on the channels between our own proxies, with the same credential. A
 //! server that does not have it answers PROG_UNAVAIL, and the client does without.
 
+mod fetch;
+
+pub use fetch::{FetchArgs, FetchBuilder, FetchLie, FetchPacker, FetchReply, PackedFetch};
+
 use crate::nfs3::Reply;
 use crate::xdr::{Decoder, Encoder, Xdr, XdrError, XdrResult, xdr_struct};
 use crate::{Allocation, FileHandle, SeekWhence, Wcc};
@@ -24,6 +28,8 @@ pub const RENAME_NOREPLACE: u32 = 3;
 /// The client says that it will not come back: the session may end with its last channel. No
 /// arguments; the result is a status alone.
 pub const END: u32 = 4;
+/// [`crate::Vfs::fetch`]: [`FetchArgs`] to [`FetchReply`].
+pub const FETCH: u32 = 5;
 
 xdr_struct! {
     /// The arguments of SEEK.

@@ -10,6 +10,7 @@
 mod attr;
 mod error;
 pub mod ext;
+mod fetch;
 mod handle;
 pub mod nfs3;
 pub mod rpc;
@@ -18,6 +19,10 @@ pub mod xdr;
 
 pub use attr::{Attr, DeviceNumber, FileKind, SetAttr, SetTime, Time, Wcc, WccAttr};
 pub use error::{Error, Result, Status};
+pub use fetch::{
+    FETCH_BLOCK_BYTES, FETCH_BYTES_MAX, FETCH_LEVEL_MAX, FETCH_RANGES_MAX, Fetched, FetchedRange,
+    FetchedRun, check_fetch,
+};
 pub use handle::{FileHandle, HANDLE_BYTES_MAX};
 pub use types::{
     Access, AccessGranted, Allocation, Caller, Committed, CreateHow, Created, DirEntry, DirPage,
@@ -235,6 +240,26 @@ pub trait Vfs: Send + Sync + 'static {
         _length: u64,
         _how: Allocation,
     ) -> Result<Wcc> {
+        Err(Status::NOTSUPP.into())
+    }
+
+    /// Reads several ranges of a regular file (offset and length in bytes, the offset a multiple of
+    /// [`FETCH_BLOCK_BYTES`]), compressed on the way and without zeros: at most
+    /// [`FETCH_RANGES_MAX`] ranges and [`FETCH_BYTES_MAX`] bytes in all. `level` is zstd's, 1 to
+    /// [`FETCH_LEVEL_MAX`], or 0 for no compression.
+    ///
+    /// All of it is of one state of the file, that of the attributes that come with it:
+    /// [`Status::JUKEBOX`] if the file was changed meanwhile. That is not asked again here, because
+    /// a file that is being written would have it so for ever; the caller reads on, or asks later.
+    /// Two calls may see two states: compare their attributes. Not in NFSv3: [`Status::NOTSUPP`]
+    /// where the server cannot.
+    async fn fetch(
+        &self,
+        _caller: &Caller,
+        _file: &FileHandle,
+        _ranges: &[(u64, u32)],
+        _level: i32,
+    ) -> Result<Fetched> {
         Err(Status::NOTSUPP.into())
     }
 

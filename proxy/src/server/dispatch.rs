@@ -1,5 +1,6 @@
 //! From a call's arguments to the [`Vfs`] call and back to its results.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -8,6 +9,7 @@ use gridvfs_vfs::rpc::{CallHeader, Refusal};
 use gridvfs_vfs::xdr::{Decoder, Xdr, XdrError};
 use gridvfs_vfs::{Caller, DirPage, Error, Status, Vfs, ext};
 
+use super::fetch::{self, Fetches};
 use super::{Record, ServerOptions, refusal_record, results, sealed};
 
 /// Who calls without an AUTH_SYS credential, where that is let in at all.
@@ -40,13 +42,16 @@ pub(super) fn is_idempotent(header: &CallHeader) -> bool {
                 | nfs3::FSINFO
                 | nfs3::PATHCONF
         ),
-        (ext::PROGRAM, procedure) => procedure == ext::SEEK,
+        (ext::PROGRAM, procedure) => matches!(procedure, ext::SEEK | ext::FETCH),
         _ => true,
     }
 }
 
 /// Returns about how many bytes a reply will take.
 pub(super) fn reply_bytes(header: &CallHeader, arguments: Bytes) -> usize {
+    if let Some(bytes) = fetch::size(header, &arguments) {
+        return bytes;
+    }
     let mut decoder = Decoder::new(arguments);
     match (header.program, header.procedure) {
         (nfs3::PROGRAM, nfs3::READ) => nfs3::ReadArgs::decode(&mut decoder)
@@ -58,7 +63,12 @@ pub(super) fn reply_bytes(header: &CallHeader, arguments: Bytes) -> usize {
 }
 
 /// Runs a call and makes the record of its reply.
-pub(super) async fn run(options: &ServerOptions, header: &CallHeader, arguments: Bytes) -> Record {
+pub(super) async fn run(
+    options: &ServerOptions,
+    fetches: &Arc<Fetches>,
+    header: &CallHeader,
+    arguments: Bytes,
+) -> Record {
     let caller = match header.credential.auth_sys() {
         Some(credential) => credential.caller(),
         None => Caller { uid: NOBODY, gid: NOBODY, groups: Vec::new() },
@@ -68,6 +78,9 @@ pub(super) async fn run(options: &ServerOptions, header: &CallHeader, arguments:
     let answer = match header.program {
         mount::PROGRAM => return super::mount::run(options, header, &caller, arguments).await,
         ext::PROGRAM if header.procedure == ext::END => end(options, header),
+        ext::PROGRAM if header.procedure == ext::FETCH => {
+            fetch(options, fetches, header, &caller, &mut decoder).await
+        }
         ext::PROGRAM => extension(vfs, header, &caller, &mut decoder).await,
         _ if header.procedure == nfs3::READ => read(vfs, header, &caller, &mut decoder).await,
         _ => procedure(vfs, header, &caller, &mut decoder).await,
@@ -119,6 +132,25 @@ async fn read(
             Ok(Some(sealed(encoder, Some(read.data))))
         }
         Err(error) => reply::<gridvfs_vfs::ReadData, Option<gridvfs_vfs::Attr>>(header, Err(error)),
+    }
+}
+
+async fn fetch(
+    options: &ServerOptions,
+    fetches: &Arc<Fetches>,
+    header: &CallHeader,
+    caller: &Caller,
+    decoder: &mut Decoder,
+) -> Answer {
+    let arguments = Xdr::decode(decoder)?;
+    match fetches.run(&options.vfs, options.blocking, caller, arguments).await {
+        Ok(packed) => {
+            let mut encoder = results(header.xid);
+            encoder.u32(0);
+            packed.encode_head(&mut encoder);
+            Ok(Some(sealed(encoder, Some(packed.data))))
+        }
+        Err(error) => reply::<ext::PackedFetch, ()>(header, Err(error)),
     }
 }
 

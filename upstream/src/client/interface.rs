@@ -4,8 +4,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use gridvfs_vfs::{
     Access, AccessGranted, Allocation, Attr, Caller, Committed, CreateHow, Created, DirPage, Entry,
-    Error, FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result, SeekWhence,
-    SetAttr, Stability, Time, Verifier, Vfs, Wcc, Written, nfs3,
+    Error, Fetched, FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result,
+    SeekWhence, SetAttr, Stability, Time, Verifier, Vfs, Wcc, Written, nfs3,
 };
 
 use super::{NfsClient, names};
@@ -211,5 +211,15 @@ impl Vfs for NfsClient {
         how: Allocation,
     ) -> Result<Wcc> {
         self.allocate_extended(caller, file, offset, length, how).await
+    }
+
+    async fn fetch(
+        &self,
+        caller: &Caller,
+        file: &FileHandle,
+        ranges: &[(u64, u32)],
+        level: i32,
+    ) -> Result<Fetched> {
+        self.fetch_ranges(caller, file, ranges, level).await
     }
 }

@@ -23,6 +23,8 @@ pub struct Model {
     pub write_max: u32,
     pub write_verifier: Verifier,
     pub readdirplus: bool,
+    /// What is made of the answers to FETCH.
+    pub fetch_lie: Option<fn(&mut ext::PackedFetch)>,
     exclusive: BTreeMap<u64, Verifier>,
 }
 
@@ -47,6 +49,7 @@ impl Model {
             write_max: 1 << 20,
             write_verifier: [1; 8],
             readdirplus: true,
+            fetch_lie: None,
             exclusive: BTreeMap::new(),
         };
         model.make(FileKind::Directory, &SetAttr { mode: Some(0o755), ..SetAttr::default() });
@@ -304,9 +307,29 @@ impl Model {
                 };
                 nfs3::RenameReply::from(renamed).encode(to);
             }
+            ext::FETCH => {
+                let args = ext::FetchArgs::decode(from)?;
+                ext::FetchReply::from(self.fetch(&args)).encode(to);
+            }
             _ => panic!("extension {procedure} is not in the model"),
         }
         Ok(())
+    }
+
+    fn fetch(&mut self, args: &ext::FetchArgs) -> Result<ext::PackedFetch> {
+        let attr = self.attr(&args.file).ok_or(Status::STALE)?;
+        let data = &self.node(&args.file)?.data;
+        let mut built = ext::FetchBuilder::default();
+        for &(offset, length) in &args.ranges {
+            let start = (offset as usize).min(data.len());
+            let part = &data[start..(start + length as usize).min(data.len())];
+            built.push(part.len() as u32, &[(0, Bytes::copy_from_slice(part))]);
+        }
+        let mut packed = built.pack(attr, args.level, &mut ext::FetchPacker::default());
+        if let Some(lie) = self.fetch_lie {
+            lie(&mut packed);
+        }
+        Ok(packed)
     }
 
     fn setattr(&mut self, args: &nfs3::SetAttrArgs) -> Result<Wcc> {
