@@ -40,7 +40,13 @@ and those that gridvfs set changes while the mount lasts:
   writeback_age=30         data of this age is sent though its file is still written
   dirty_max=SIZE           the most unsent data (default: 4G, or half the cache)
   rule=GLOB:WORD[:WORD…]   for files whose path matches: a write policy, block, whole
-                           or none (what is kept), ahead or no-ahead; repeatable";
+                           or none (what is kept), ahead or no-ahead; repeatable
+Options (-o) of metadata files (gridvfs meta):
+  metadata=on|off          use them (default: on)
+  show_metadata            list them
+  profile=on|off           remember what is touched of large files, and fetch it ahead of
+                           need next time (default: on)
+  action=NAME:COMMAND      a command that a metadata file may name; repeatable";
 
 #[derive(Subcommand)]
 enum Command {
@@ -64,6 +70,8 @@ enum Command {
     Conflicts(ConflictsArgs),
     /// The disk cache: what it holds, and what it is to hold
     Cache(CacheArgs),
+    /// Record what a session touches of its files, for their metadata
+    Profile(ProfileArgs),
     /// The server side: started by `gridvfs mount` over ssh, or standing
     Proxy(ProxyArgs),
 }
@@ -105,6 +113,25 @@ pub struct MountArgs {
     /// Print the session as JSON once it is mounted
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `gridvfs profile`.
+#[derive(Args)]
+pub struct ProfileArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub verb: ProfileVerb,
+}
+
+/// The verbs of `gridvfs profile`.
+#[derive(Subcommand)]
+pub enum ProfileVerb {
+    /// Begin a recording: what was touched before does not belong to it
+    Start(StatusArgs),
+    /// End it: what was touched becomes the working set in the files' metadata, on the state server
+    Stop(StatusArgs),
+    /// List what was touched so far
+    Show(StatusArgs),
 }
 
 /// Arguments of `gridvfs umount`.
@@ -315,6 +342,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
         Command::Set(args) => commands::set::run(args),
         Command::Conflicts(args) => commands::conflicts::run(args),
         Command::Cache(args) => commands::cache::run(args.command),
+        Command::Profile(args) => commands::profile::run(args),
         Command::Proxy(args) => commands::proxy::run(args.command),
     }
 }

@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod conflicts;
 pub mod mount;
+pub mod profile;
 pub mod proxy;
 pub mod set;
 pub mod status;

@@ -2,6 +2,7 @@
 //! else.
 
 mod cache;
+mod metadata;
 
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::report::Hinted;
 
 pub use cache::{CacheOptions, Changes, settings_json, size};
+pub use metadata::MetadataOptions;
 
 /// Settings of a mount, each with its default.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +52,8 @@ pub struct Settings {
     pub kernel: Vec<String>,
     /// The disk cache.
     pub cache: CacheOptions,
+    /// Metadata files.
+    pub metadata: MetadataOptions,
 }
 
 impl Default for Settings {
@@ -73,6 +77,7 @@ impl Default for Settings {
             linger_seconds: 300,
             kernel: Vec::new(),
             cache: CacheOptions::default(),
+            metadata: MetadataOptions::default(),
         }
     }
 }
@@ -168,8 +173,11 @@ impl Settings {
                 self.ssh_command.extend(["-o".into(), option.into()]);
             }
             key if self.cache.set(key, value)? => {}
+            key if self.metadata.set(key, value)? => {}
             _ => {
-                let known = [KEYS, KERNEL_FLAGS, cache::MOUNT_KEYS, cache::CHANGE_KEYS].concat();
+                let known =
+                    [KEYS, KERNEL_FLAGS, cache::MOUNT_KEYS, cache::CHANGE_KEYS, metadata::KEYS]
+                        .concat();
                 return Err(unknown(key, &known));
             }
         }

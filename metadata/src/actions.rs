@@ -58,7 +58,12 @@ pub struct Actions {
 
 impl Actions {
     /// Runs an allowed command.
-    pub(crate) fn run(&self, name: &str, path: &[u8], size: u64) -> Result<Box<dyn Stream>, String> {
+    pub(crate) fn run(
+        &self,
+        name: &str,
+        path: &[u8],
+        size: u64,
+    ) -> Result<Box<dyn Stream>, String> {
         use std::os::unix::ffi::OsStrExt;
         let Some([program, arguments @ ..]) = self.commands.get(name).map(Vec::as_slice) else {
             return Err(format!("command {name:?} is not one that this session allows"));

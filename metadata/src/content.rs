@@ -77,7 +77,8 @@ impl ContentIndex {
         if table.lists.iter().any(|list| list.key == key) {
             return Ok(());
         }
-        let mut list = Vec::with_capacity(hashes.blocks().min(BLOCKS_MAX as u64) as usize * HASH_BYTES);
+        let mut list =
+            Vec::with_capacity(hashes.blocks().min(BLOCKS_MAX as u64) as usize * HASH_BYTES);
         for block in 0..hashes.blocks().min(BLOCKS_MAX as u64) {
             list.extend_from_slice(&hashes.get(block).unwrap_or_default());
         }
@@ -109,7 +110,8 @@ impl ContentIndex {
             match (key, bytes.get(..16)) {
                 (Some(key), Some(head)) if &head[..8] == MAGIC => {
                     let block_bytes = prefix(&head[8..]) as u32;
-                    let size = (bytes.len() as u64 - 16) / HASH_BYTES as u64 * u64::from(block_bytes);
+                    let size =
+                        (bytes.len() as u64 - 16) / HASH_BYTES as u64 * u64::from(block_bytes);
                     if disk.gap(key, 0, size) == Some((0, size)) {
                         let _ = fs::remove_file(&path);
                     } else {
@@ -149,8 +151,7 @@ impl ContentIndex {
                 .collect()
         };
         found.into_iter().any(|(key, offset)| {
-            disk.read_version(key, offset, out) == out.len()
-                && blake3::hash(out).as_bytes() == hash
+            disk.read_version(key, offset, out) == out.len() && blake3::hash(out).as_bytes() == hash
         })
     }
 }

@@ -17,6 +17,7 @@
 mod guide;
 mod interface;
 mod names;
+mod profiles;
 mod read;
 mod subject;
 
@@ -35,7 +36,8 @@ use crate::actions::Actions;
 use crate::content::ContentIndex;
 use crate::counters::Counters;
 use crate::profile::Profiles;
-pub use guide::Guide;
+pub(crate) use guide::Guide;
+pub use profiles::Profiled;
 use subject::Subject;
 
 /// Smaller files are not looked at: two or three round trips bring all of them.
@@ -123,7 +125,8 @@ impl MetaLayer {
 impl Core {
     /// Notes where a file is, if it is one that may have metadata.
     fn seen(&self, dir: &FileHandle, name: &[u8], file: &FileHandle, attr: Option<&Attr>) -> bool {
-        let worth = attr.is_some_and(|attr| attr.kind == FileKind::Regular && attr.size >= SIZE_MIN);
+        let worth =
+            attr.is_some_and(|attr| attr.kind == FileKind::Regular && attr.size >= SIZE_MIN);
         if worth {
             let place = (*dir, Bytes::copy_from_slice(name));
             self.places.lock().put(*file, place);

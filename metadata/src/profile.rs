@@ -48,7 +48,8 @@ impl Recorder {
         for grain in offset / GRAIN_BYTES..end.div_ceil(GRAIN_BYTES) {
             let Some(word) = self.seen.get((grain / 64) as usize) else { return };
             let bit = 1 << (grain % 64);
-            if word.load(Ordering::Relaxed) & bit != 0 || word.fetch_or(bit, Ordering::Relaxed) & bit != 0
+            if word.load(Ordering::Relaxed) & bit != 0
+                || word.fetch_or(bit, Ordering::Relaxed) & bit != 0
             {
                 continue;
             }
@@ -58,6 +59,11 @@ impl Recorder {
                 self.count.store(order.len(), Ordering::Relaxed);
             }
         }
+    }
+
+    /// The size of the file, in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
     }
 
     /// Nothing was touched yet.
@@ -130,8 +136,11 @@ impl Profiles {
         let mut last = 0;
         let ranges = kept.ranges.into_iter().filter_map(|range| {
             last = range.offset.checked_add(range.length)?;
-            (range.length > 0 && last <= size)
-                .then_some(Touched { offset: range.offset, length: range.length, seen: range.seen })
+            (range.length > 0 && last <= size).then_some(Touched {
+                offset: range.offset,
+                length: range.length,
+                seen: range.seen,
+            })
         });
         let set = WorkingSet { runs: kept.runs, ranges: ranges.take(GRAINS_MAX).collect() };
         (!set.ranges.is_empty()).then_some(set)
@@ -156,7 +165,11 @@ impl Profiles {
             ranges: set
                 .ranges
                 .iter()
-                .map(|range| KeptRange { offset: range.offset, length: range.length, seen: range.seen })
+                .map(|range| KeptRange {
+                    offset: range.offset,
+                    length: range.length,
+                    seen: range.seen,
+                })
                 .collect(),
         };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
@@ -228,7 +241,12 @@ mod tests {
         assert_eq!(both.runs, 2);
         assert_eq!(both.ranges.iter().map(|range| range.length).sum::<u64>(), 2 * GRAIN_BYTES);
         assert!(profiles.load(b"vm/disk", 100).is_none(), "nothing of it is within the file");
-        for junk in ["", "{", "[]", r#"{"path":"vm/disk","size":1,"runs":1,"ranges":[{"offset":18446744073709551615,"length":2,"seen":1}]}"#] {
+        for junk in [
+            "",
+            "{",
+            "[]",
+            r#"{"path":"vm/disk","size":1,"runs":1,"ranges":[{"offset":18446744073709551615,"length":2,"seen":1}]}"#,
+        ] {
             fs::write(&file, junk).expect("written");
             assert!(profiles.load(b"vm/disk", 1 << 20).is_none(), "{junk}");
         }

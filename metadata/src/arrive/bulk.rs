@@ -164,7 +164,8 @@ impl Arrival {
         let Some(arrival) = self.this.upgrade() else { return false };
         let work = tokio::task::spawn_blocking(move || {
             let (key, size) = (arrival.version.key, arrival.version.size);
-            if let Err(error) = arrival.disk.keep_whole(&arrival.file, key, arrival.facts.data_bytes())
+            if let Err(error) =
+                arrival.disk.keep_whole(&arrival.file, key, arrival.facts.data_bytes())
             {
                 let path = arrival.path_text();
                 log::warn!("{path}: fetched as it is read, not as a whole: {error}");
@@ -237,7 +238,8 @@ impl Arrival {
                 let attr = self.source.getattr(caller, &self.file).await;
                 let attr = attr.map_err(|error| error.to_string())?;
                 if !self.facts.is_of(&attr) {
-                    if let Some(expected) = self.disk.expect(&self.file, self.version.key, 0, size) {
+                    if let Some(expected) = self.disk.expect(&self.file, self.version.key, 0, size)
+                    {
                         expected.observe(attr);
                     }
                     self.disk.drop_whole(self.version.key);

@@ -89,7 +89,8 @@ mod tests {
 
     #[test]
     fn calls_have_limits() {
-        let found = calls(&[(0, 10 << 10), (20 << 10, 21 << 10), (1 << 20, 1 << 21)], 512, 2, 1 << 19);
+        let found =
+            calls(&[(0, 10 << 10), (20 << 10, 21 << 10), (1 << 20, 1 << 21)], 512, 2, 1 << 19);
         let half = 1u32 << 19;
         assert_eq!(
             found,

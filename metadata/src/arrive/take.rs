@@ -48,7 +48,7 @@ impl Arrival {
             missing = self.missing_of(chunks);
         }
         let block = self.facts.block_bytes();
-        for ranges in calls(&missing, block, FETCH_RANGES_MAX, u64::from(FETCH_BYTES_MAX)) {
+        for ranges in calls(&missing, block, FETCH_RANGES_MAX, FETCH_BYTES_MAX as u64) {
             let fetched = self.fetch(caller, &ranges).await?;
             add(&self.counters.arrivals, 1);
             if !self.facts.is_of(&fetched.attr) {
@@ -312,7 +312,9 @@ mod tests {
             runs,
             [(8192, 2 * block, 1), (8192 + 2 * block, 2 * block, 0), (8192 + 4 * block, 10, 3)]
         );
-        for (zero, length) in [(vec![0b00100], length), (vec![], length), (vec![0b01100], length + 1)] {
+        for (zero, length) in
+            [(vec![0b00100], length), (vec![], length), (vec![0b01100], length + 1)]
+        {
             let range = FetchedRange { zero, length, ..range.clone() };
             assert!(Pieces::of(&range).is_none());
         }

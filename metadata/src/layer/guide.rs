@@ -12,7 +12,7 @@ use crate::counters::{Counters, add};
 use crate::format::{Metadata, WorkingSet, ZeroMap};
 
 /// See the module's description.
-pub struct Guide {
+pub(crate) struct Guide {
     pub file: FileHandle,
     pub size: u64,
     /// The cache's version that it was made for.
@@ -82,7 +82,9 @@ impl Guide {
         out: &mut [u8],
     ) -> Option<Result<usize>> {
         let end = self.size.min(offset.saturating_add(out.len() as u64));
-        let Some(zero) = self.zero() else { return below.read_now(caller, &self.file, offset, out) };
+        let Some(zero) = self.zero() else {
+            return below.read_now(caller, &self.file, offset, out);
+        };
         if offset >= end {
             return below.read_now(caller, &self.file, offset, out);
         }

@@ -1,7 +1,7 @@
 //! Names: metadata files are not listed, and follow their file.
 
 use bytes::Bytes;
-use gridvfs_vfs::{Caller, DirPage, Error, FileHandle, Result, Status, Verifier, Vfs, Wcc};
+use gridvfs_vfs::{Caller, DirPage, Error, FileHandle, Result, Status, Verifier, Wcc};
 
 use super::Core;
 use crate::format::{is_metadata_name, metadata_name};
@@ -23,7 +23,8 @@ impl Core {
     ) -> Result<DirPage> {
         let (mut cookie, mut verifier) = (cookie, verifier);
         for _ in 0..PAGES_MAX {
-            let mut page = self.below.readdir(caller, dir, cookie, verifier, size_bytes, plus).await?;
+            let mut page =
+                self.below.readdir(caller, dir, cookie, verifier, size_bytes, plus).await?;
             let last = page.entries.last().map(|entry| entry.cookie);
             if !self.show {
                 page.entries.retain(|entry| !is_metadata_name(&entry.name));
@@ -69,7 +70,9 @@ impl Core {
         let names = metadata_name(from).zip(metadata_name(to));
         if let Some((from, to)) = names.filter(|_| moves || replaces) {
             let moved = match moves {
-                true => self.below.rename(caller, from_dir, &from, to_dir, &to, false).await.is_ok(),
+                true => {
+                    self.below.rename(caller, from_dir, &from, to_dir, &to, false).await.is_ok()
+                }
                 false => false,
             };
             if !moved && replaces {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use gridvfs_vfs::{Caller, FileHandle, ReadData, Result, SeekWhence, Status, Vfs};
+use gridvfs_vfs::{Caller, FileHandle, ReadData, Result, SeekWhence, Status};
 
 use super::subject::{Known, Subject};
 use super::{Core, Guide, SIZE_MIN};

@@ -6,6 +6,10 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use gridvfs_cache::disk::{DiskOptions, Settings};
 use gridvfs_cache::{BufferLayer, BufferOptions, DiskCache};
+use gridvfs_metadata::actions::{Actions, Remote};
+use gridvfs_metadata::content::ContentIndex;
+use gridvfs_metadata::profile::Profiles;
+use gridvfs_metadata::{MetaLayer, MetaOptions};
 use gridvfs_proxy::local_dir::{LocalDir, LocalDirOptions};
 use gridvfs_upstream::ssh::{
     RemoteExport, SshForwardConnector, SshHost, SshProxyConnector, SshSettings,
@@ -37,6 +41,8 @@ pub struct Stack {
     pub host: Option<Arc<SshHost>>,
     /// The disk cache.
     pub cache: Option<Cache>,
+    /// The metadata layer.
+    pub metadata: Option<Arc<MetaLayer>>,
 }
 
 /// A mount's disk cache.
@@ -70,6 +76,32 @@ impl Stack {
         self.top = disk.clone();
         self.cache = Some(Cache { disk, dir });
         Ok(self)
+    }
+
+    /// Puts the metadata layer on top of what is there. `source`: what is at the far end.
+    fn add_metadata(
+        mut self,
+        plan: &Plan,
+        source: Arc<dyn Vfs>,
+        remote: Option<Arc<dyn Remote>>,
+    ) -> Self {
+        let wanted = &plan.settings.metadata;
+        if !wanted.enabled {
+            return self;
+        }
+        let dir = self.cache.as_ref().map(|cache| &cache.dir.path);
+        let options = MetaOptions {
+            show: wanted.show,
+            profiles: dir.filter(|_| wanted.profile).map(|dir| Profiles::new(dir.join("profiles"))),
+            content: dir.map(|dir| ContentIndex::new(dir.join("content"))),
+            actions: Actions { commands: wanted.commands.clone(), remote, ..Actions::default() },
+        };
+        let disk = self.cache.as_ref().map(|cache| cache.disk.clone());
+        let layer = MetaLayer::new(self.top.clone(), disk, source, Handle::current(), options);
+        let layer = Arc::new(layer);
+        self.top = layer.clone();
+        self.metadata = Some(layer);
+        self
     }
 }
 
@@ -114,12 +146,21 @@ async fn connect_patiently(plan: &Plan) -> Result<Stack> {
             read_only: settings.read_only,
         };
         let directory: Arc<dyn Vfs> = Arc::new(LocalDir::open(path, options)?);
-        let stack =
-            Stack { top: directory.clone(), buffer: None, client: None, host: None, cache: None };
-        let Some((dir, wanted)) = cache else { return Ok(stack) };
+        let stack = Stack {
+            top: directory.clone(),
+            buffer: None,
+            client: None,
+            host: None,
+            cache: None,
+            metadata: None,
+        };
+        let Some((dir, wanted)) = cache else {
+            return Ok(stack.add_metadata(plan, directory, None));
+        };
         let buffer = new_buffer(directory.clone()).await?;
         let stack = Stack { buffer: Some(buffer.clone()), ..stack };
-        return stack.add_cache(plan, dir, wanted, buffer, directory).await;
+        let stack = stack.add_cache(plan, dir, wanted, buffer, directory.clone()).await?;
+        return Ok(stack.add_metadata(plan, directory, None));
     }
     let host = match &plan.source {
         Source::Ssh { destination, .. } => Some(ssh_host(plan, destination)?),
@@ -174,11 +215,13 @@ async fn connect_patiently(plan: &Plan) -> Result<Stack> {
         client: Some(client.clone()),
         host,
         cache: None,
+        metadata: None,
     };
-    match cache {
-        Some((dir, wanted)) => stack.add_cache(plan, dir, wanted, buffer, client).await,
-        None => Ok(stack),
-    }
+    let stack = match cache {
+        Some((dir, wanted)) => stack.add_cache(plan, dir, wanted, buffer, client.clone()).await?,
+        None => stack,
+    };
+    Ok(stack.add_metadata(plan, client, None))
 }
 
 async fn new_buffer(below: Arc<dyn Vfs>) -> Result<Arc<BufferLayer>> {

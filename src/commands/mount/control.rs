@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use gridvfs_cache::DiskCache;
 use gridvfs_cache::disk::{Consistency, Policy, Settings};
+use gridvfs_metadata::MetaLayer;
 use gridvfs_vfs::{FileHandle, Vfs};
 use serde_json::{Value, json};
 
@@ -44,6 +45,7 @@ pub struct SessionControl {
     buffer: Option<Arc<gridvfs_cache::BufferLayer>>,
     client: Option<Arc<gridvfs_upstream::NfsClient>>,
     cache: Option<Arc<DiskCache>>,
+    metadata: Option<Arc<MetaLayer>>,
     options: CacheOptions,
     kernel: Kernel,
     counters: Arc<gridvfs_fuse::Counters>,
@@ -67,6 +69,7 @@ impl SessionControl {
             buffer: stack.buffer.clone(),
             client: stack.client.clone(),
             cache: stack.cache.as_ref().map(|cache| cache.disk.clone()),
+            metadata: stack.metadata.clone(),
             options: plan.settings.cache.clone(),
             kernel,
             counters,
@@ -190,6 +193,9 @@ impl SessionControl {
         });
         if let Some(cache) = &self.cache {
             status["cache"] = self.cache_status(cache);
+        }
+        if let Some(metadata) = &self.metadata {
+            status["metadata"] = json!(metadata.counters().to_map());
         }
         if let Some(buffer) = &self.buffer {
             status["buffer"] = json!(buffer.counters().to_map());
@@ -324,6 +330,38 @@ impl SessionControl {
         Ok(json!({ "saved": saved }))
     }
 
+    /// Starts or ends a recording of what is touched, or tells what was.
+    async fn profile(&self, arguments: &Value) -> Result<Value> {
+        let layer = self.metadata.as_ref().filter(|_| self.cache.is_some()).ok_or_else(|| {
+            Hinted::error(
+                format!("session {} has no metadata layer over a disk cache", self.record.name),
+                "mount with -o cache=on,metadata=on",
+            )
+        })?;
+        let caller = files::own_caller();
+        let profiled = match arguments["what"].as_str().unwrap_or_default() {
+            "start" => {
+                layer.start_profile();
+                Vec::new()
+            }
+            "stop" => layer.stop_profile(&caller).await,
+            "show" => layer.profile(),
+            other => bail!("profile {other}: start, stop or show is expected"),
+        };
+        let file = |profiled: gridvfs_metadata::layer::Profiled| {
+            let mut file = json!({
+                "path": paths::to_value(&profiled.path),
+                "ranges": profiled.ranges,
+                "bytes": profiled.bytes,
+            });
+            if let Some(error) = profiled.error {
+                file["error"] = json!(error);
+            }
+            file
+        };
+        Ok(json!({"files": profiled.into_iter().map(file).collect::<Vec<_>>()}))
+    }
+
     fn prune(&self, arguments: &Value) -> Result<Value> {
         let cache = self.cache()?;
         let bytes = arguments["bytes"].as_u64().context("bytes: a number is expected")?;
@@ -367,6 +405,8 @@ impl Control for SessionControl {
                 files::pin(self.cache()?, &paths()?, pinned).await?
             }
             "cache-prune" => self.prune(arguments)?,
+            "profile" => self.profile(arguments).await?,
+            "local-file" => files::local_file(self.cache()?, &paths()?).await?,
             _ => return Ok(None),
         }))
     }

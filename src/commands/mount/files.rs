@@ -26,7 +26,7 @@ const TELL_EVERY: Duration = Duration::from_millis(100);
 const TOLD_MAX: usize = 10_000;
 
 /// Who the verbs act as: the user of the mount.
-fn own() -> Caller {
+pub fn own_caller() -> Caller {
     Caller {
         uid: nix::unistd::geteuid().as_raw(),
         gid: nix::unistd::getegid().as_raw(),
@@ -137,7 +137,7 @@ pub async fn warm(
     starts: &[Vec<u8>],
     progress: Progress<'_>,
 ) -> Result<Value> {
-    let caller = own();
+    let caller = own_caller();
     let files = regular_files(cache, &caller, starts, progress).await?;
     let (count, total) = (files.len(), files.iter().map(|(_, size)| size).sum::<u64>());
     let done = Arc::new(AtomicU64::new(0));
@@ -186,11 +186,26 @@ pub async fn warm(
 
 /// Pins files, and those that are now below directories.
 pub async fn pin(cache: &Arc<DiskCache>, starts: &[Vec<u8>], pinned: bool) -> Result<Value> {
-    let files = regular_files(cache, &own(), starts, &|_| {}).await?;
+    let files = regular_files(cache, &own_caller(), starts, &|_| {}).await?;
     for (file, _) in &files {
         cache.pin(file, pinned);
     }
     Ok(json!({"files": files.len(), "pinned_files": cache.pinned().len()}))
+}
+
+/// Returns where a complete file of the file cache is on this machine; null if it is not there.
+pub async fn local_file(cache: &Arc<DiskCache>, starts: &[Vec<u8>]) -> Result<Value> {
+    let mut files = Vec::new();
+    for path in starts {
+        let (file, _) = find(cache, &own_caller(), path).await?;
+        // As an open does: what was changed by others is not what is here.
+        cache.getattr(&own_caller(), &file).await?;
+        files.push(match cache.local_path(&file) {
+            Some(path) => paths::to_value(path.as_os_str().as_encoded_bytes()),
+            None => Value::Null,
+        });
+    }
+    Ok(json!({ "files": files }))
 }
 
 /// Tells damaged blocks as ranges of files.

@@ -168,6 +168,9 @@ fn unsent_text(unsent: Unsent) -> String {
 
 /// Ends the layers: what is to reach the state server has, or stays in the cache.
 async fn end(record: &Record, stack: &Stack) -> Result<()> {
+    if let Some(metadata) = stack.metadata.clone() {
+        let _ = tokio::task::spawn_blocking(move || metadata.end()).await;
+    }
     let Some(cache) = &stack.cache else {
         let ended = stack.top.shutdown().await;
         return ended.with_context(|| format!("{}: not all data was written back", record.source));
