@@ -378,7 +378,8 @@ async fn other_calls_go_on_while_fetches_wait() {
         }
         watched.until_reading(at_once).await;
         // All are on their way, on the channel of this call, too.
-        let attr = tokio::time::timeout(Duration::from_secs(20), vfs.getattr(&me(), &file));
+        let caller = me();
+        let attr = tokio::time::timeout(Duration::from_secs(20), vfs.getattr(&caller, &file));
         attr.await.expect("not kept waiting").expect("attr");
         watched.gate.add_permits(10_000);
         while let Some(done) = tasks.join_next().await {

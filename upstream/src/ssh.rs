@@ -13,8 +13,10 @@ mod child;
 mod failure;
 mod proxy;
 mod remote;
+mod stream;
 
 pub use proxy::{RemoteExport, SshProxyConnector};
+pub use stream::{Coding, RemoteStream, StreamError};
 
 use std::collections::HashSet;
 use std::path::PathBuf;

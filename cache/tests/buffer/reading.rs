@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gridvfs_cache::{BufferLayer, BufferOptions};
-use gridvfs_vfs::{Access, Stability, Status, Vfs};
+use gridvfs_vfs::{Access, Error, Stability, Status, Vfs};
 
 use super::server::*;
 
@@ -188,4 +188,31 @@ async fn a_file_being_extended_reads_zeros_in_its_hole() {
     layer.commit(&who, &file, 0, 0).await.expect("commits");
     assert!(read_all(&*layer, &file, 0, MIB).await == all);
     assert!(server.content(&file) == all);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_with_written_data_is_not_fetched() {
+    let (_server, layer) = with_file(32, pattern(0, 10_000)).await;
+    let (caller, file, asked) = (caller(), handle(1), [(4096, 8192)]);
+    let fetch = || layer.fetch(&caller, &file, &asked, 1);
+    let busy = || Some(Error::Status(Status::JUKEBOX));
+    let data = |at: usize| pattern(0, 10_000)[at..].to_vec();
+    assert_eq!(fetch().await.expect("fetched").ranges[0].data, data(4096));
+
+    let write = || {
+        let data = Bytes::from_static(b"new");
+        layer.write(&caller, &file, 5000, data, Stability::Unstable)
+    };
+    write().await.expect("writes");
+    assert_eq!(fetch().await.err(), busy(), "unsent");
+    layer.flush(&caller, &file).await.expect("flushes");
+    assert_eq!(fetch().await.err(), busy(), "sent, and could be lost");
+    layer.commit(&caller, &file, 0, 0).await.expect("commits");
+    let fetched = fetch().await.expect("fetched");
+    assert_eq!(&fetched.ranges[0].data[5000 - 4096..][..3], b"new");
+    assert_eq!(fetched.attr.mtime, layer.getattr(&caller, &file).await.expect("attr").mtime);
+
+    let (fetched, written) = tokio::join!(fetch(), write());
+    written.expect("writes");
+    assert_eq!(fetched.err(), busy(), "written meanwhile");
 }

@@ -39,13 +39,18 @@ type BoxedWriter = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// A running `ssh`, killed when dropped.
 pub(super) struct SshChild {
-    child: Child,
+    process: SshProcess,
     stream: UnixStream,
     /// Bytes that were read behind the greeting.
     early: Vec<u8>,
+    login_timeout: Duration,
+}
+
+/// The process of an `ssh` and what it says, without its channel. Killed when dropped.
+pub(super) struct SshProcess {
+    child: Child,
     stderr: Arc<Mutex<VecDeque<String>>>,
     stderr_reader: tokio::task::JoinHandle<()>,
-    login_timeout: Duration,
 }
 
 impl SshChild {
@@ -120,33 +125,48 @@ impl SshChild {
         });
         let login_timeout = if asks { PROMPT_LOGIN_TIMEOUT } else { BATCH_LOGIN_TIMEOUT };
         let stream = UnixStream::from_std(near).map_err(fault)?;
-        Ok(Self { child, stream, early: Vec::new(), stderr, stderr_reader, login_timeout })
+        let process = SshProcess { child, stderr, stderr_reader };
+        Ok(Self { process, stream, early: Vec::new(), login_timeout })
     }
 
     /// Waits for the proxy's greeting. Noise in front of it is passed over.
     pub async fn greeting(&mut self) -> Result<Greeting, SshFailure> {
+        self.first_words(find_greeting).await
+    }
+
+    /// Waits for a line of its own that the command begins with. Noise in front of it is passed
+    /// over.
+    pub async fn mark(&mut self, line: &str) -> Result<(), SshFailure> {
+        self.first_words(|received| find_mark(received, line.as_bytes())).await
+    }
+
+    /// Waits until `find` finds what it looks for in what has come; the rest is kept.
+    async fn first_words<T>(
+        &mut self,
+        find: impl Fn(&[u8]) -> Option<(T, Vec<u8>)>,
+    ) -> Result<T, SshFailure> {
         let mut received = Vec::new();
         let limit = tokio::time::sleep(self.login_timeout);
         tokio::pin!(limit);
         loop {
-            if let Some((greeting, rest)) = find_greeting(&received) {
+            if let Some((found, rest)) = find(&received) {
                 self.early = rest;
-                return Ok(greeting);
+                return Ok(found);
             }
             if received.len() > NOISE_BYTES_MAX {
-                return Err(self.failure(received).await);
+                return Err(self.process.failure(received).await);
             }
             let read = tokio::select! {
                 read = self.stream.read_buf(&mut received) => read,
                 () = &mut limit => {
-                    let _ = self.child.start_kill();
-                    let mut failure = self.failure(received).await;
+                    let _ = self.process.child.start_kill();
+                    let mut failure = self.process.failure(received).await;
                     failure.stderr.push("no answer in time".into());
                     return Err(failure);
                 }
             };
             if !matches!(read, Ok(1..)) {
-                return Err(self.failure(received).await);
+                return Err(self.process.failure(received).await);
             }
         }
     }
@@ -170,12 +190,37 @@ impl SshChild {
         };
         match tokio::time::timeout(self.login_timeout, exchange).await {
             Ok(Ok(_)) => Ok(()),
-            _ => Err(self.failure(Vec::new()).await),
+            _ => Err(self.process.failure(Vec::new()).await),
         }
     }
 
+    /// Waits for the end of an ssh whose greeting was a refusal.
+    pub async fn finish(mut self) {
+        let _ = tokio::time::timeout(EXIT_GRACE, self.process.child.wait()).await;
+    }
+
+    /// Returns the channel and what keeps it alive.
+    pub fn into_parts(self) -> (BoxedReader, BoxedWriter, Box<dyn Any + Send>) {
+        let (reader, writer) = self.stream.into_split();
+        (with_early(self.early, reader), Box::new(writer), Box::new(self.process.child))
+    }
+
+    /// Returns what a command says that is told nothing, and its process.
+    pub fn into_output(self) -> (BoxedReader, SshProcess) {
+        (with_early(self.early, self.stream), self.process)
+    }
+}
+
+fn with_early(early: Vec<u8>, reader: impl AsyncRead + Send + Unpin + 'static) -> BoxedReader {
+    match early.is_empty() {
+        true => Box::new(reader),
+        false => Box::new(std::io::Cursor::new(early).chain(reader)),
+    }
+}
+
+impl SshProcess {
     /// Collects why it ended. An ssh that goes on is killed.
-    async fn failure(&mut self, received: Vec<u8>) -> SshFailure {
+    pub async fn failure(&mut self, received: Vec<u8>) -> SshFailure {
         let status = match tokio::time::timeout(EXIT_GRACE, self.child.wait()).await {
             Ok(Ok(status)) => status.code(),
             _ => {
@@ -192,23 +237,13 @@ impl SshChild {
             stdout: String::from_utf8_lossy(&received).into_owned(),
         }
     }
+}
 
-    /// Waits for the end of an ssh whose greeting was a refusal.
-    pub async fn finish(mut self) {
-        let _ = tokio::time::timeout(EXIT_GRACE, self.child.wait()).await;
-    }
-
-    /// Returns the channel and what keeps it alive.
-    pub fn into_parts(self) -> (BoxedReader, BoxedWriter, Box<dyn Any + Send>) {
-        let (reader, writer) = self.stream.into_split();
-        let early = std::io::Cursor::new(self.early);
-        let reader: BoxedReader = if early.get_ref().is_empty() {
-            Box::new(reader)
-        } else {
-            Box::new(early.chain(reader))
-        };
-        (reader, Box::new(writer), Box::new(self.child))
-    }
+/// Finds a line in what the host has sent so far, and what follows it.
+fn find_mark(received: &[u8], line: &[u8]) -> Option<((), Vec<u8>)> {
+    let ends =
+        received.windows(line.len() + 1).position(|part| part.strip_suffix(b"\n") == Some(line));
+    ends.map(|start| ((), received[start + line.len() + 1..].to_vec()))
 }
 
 /// Finds the greeting in what the host has sent so far, and what follows it.

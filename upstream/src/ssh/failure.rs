@@ -25,6 +25,15 @@ impl SshFailure {
         self.stderr.iter().any(|line| line.contains(phrase))
     }
 
+    /// Returns what was said last.
+    pub fn last_words(&self) -> String {
+        match (self.stderr.last(), self.status) {
+            (Some(line), _) => line.clone(),
+            (None, Some(status)) => format!("it ended with status {status} and said nothing"),
+            (None, None) => "it was ended".into(),
+        }
+    }
+
     /// Says whether asking the user, or another way to log in, could help.
     pub fn is_authentication(&self) -> bool {
         self.status == Some(SSH_FAILED)

@@ -22,6 +22,35 @@ pub(super) fn command(program: Option<&str>, arguments: &[String]) -> String {
     }
 }
 
+/// The shell's exit status for a command that is not there, and ours for a program that is not.
+pub(super) const NOT_FOUND: i32 = 127;
+
+/// What [`reading`] has `sh` do: $1 is the path, $2 the mark, the rest the program.
+const READING: &str = "p=$(printf %b \"$1\"; echo x); p=${p%x}; m=$2; shift 2; \
+    command -v \"$1\" >/dev/null 2>&1 || exit 127; \
+    [ -f \"$p\" ] || { echo \"not a regular file, or not there\" >&2; exit 1; }; \
+    exec <\"$p\" || exit 1; printf \"%s\\n\" \"$m\"; exec \"$@\"";
+
+/// Returns a command that gives a file to a program as its standard input, after a line with
+/// `mark`. The program's words are ours and plain.
+///
+/// A path may be any bytes, and csh takes no newline between quotes, whatever they are. So the
+/// path travels as the octal escapes that `printf %b` knows, and everything is plain text to the
+/// login shell.
+pub(super) fn reading(path: &[u8], mark: &str, program: &[String]) -> String {
+    let path: String = path
+        .iter()
+        .map(|&byte| match byte {
+            b'/' | b'.' | b'_' | b'-' => char::from(byte).to_string(),
+            byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+            byte => format!("\\0{byte:03o}"),
+        })
+        .collect();
+    let program: Vec<String> = program.iter().map(|word| quoted(word)).collect();
+    let (script, path, mark) = (quoted(READING), quoted(&path), quoted(mark));
+    format!("exec /bin/sh -c {script} gridvfs {path} {mark} {}", program.join(" "))
+}
+
 /// Quotes a word for sh, and for csh and fish as well: single quotes mean the same to all.
 fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
@@ -37,6 +66,40 @@ mod tests {
         let command = command(Some("printf '%s|'"), &arguments);
         let output = std::process::Command::new("sh").args(["-c", &command]).output();
         assert_eq!(output.expect("runs").stdout, "a b|it's|$HOME|`x`||é\n|".as_bytes());
+    }
+
+    #[test]
+    fn any_path_survives_any_shell() {
+        let folder = tempfile::tempdir().expect("folder");
+        let names: [&[u8]; 8] = [
+            b"plain",
+            b" a  b ",
+            b"it's \"q\"",
+            b"$HOME`x`",
+            b"new\nline\n",
+            b"\\0101%s",
+            b"-c",
+            b"\xff\x01!",
+        ];
+        for name in names {
+            let path = folder
+                .path()
+                .join(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(name));
+            std::fs::write(&path, name).expect("written");
+            let bytes = std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str());
+            let command = reading(bytes, "mark", &["cat".into()]);
+            assert!(!command.contains(['\n', '!']) && command.is_ascii());
+            for shell in ["sh", "bash", "csh", "tcsh", "fish", "zsh", "ksh", "busybox"] {
+                let mut process = std::process::Command::new(shell);
+                if shell == "busybox" {
+                    process.arg("sh");
+                }
+                // Those that are installed here.
+                let Ok(output) = process.args(["-c", &command]).output() else { continue };
+                let expected = [b"mark\n", name].concat();
+                assert_eq!(output.stdout, expected, "{shell}: {:?}", output.stderr);
+            }
+        }
     }
 
     #[test]

@@ -140,7 +140,8 @@ async fn one_garbled_or_lost_reply_is_asked_for_again() {
 
 #[tokio::test]
 async fn lies_are_errors_and_no_more() {
-    let lies: [(&str, fn(&mut PackedFetch)); 9] = [
+    type Lie = fn(&mut PackedFetch);
+    let lies: [(&str, Lie); 9] = [
         ("fewer ranges", |packed| packed.ranges.truncate(1)),
         ("a longer range", |packed| packed.ranges[1].0 += 1),
         ("a shorter range", |packed| packed.ranges[1].0 -= 1),
