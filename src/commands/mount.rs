@@ -3,6 +3,7 @@
 mod connect;
 mod control;
 mod files;
+mod remote;
 mod serve;
 mod signals;
 

@@ -21,6 +21,7 @@ use gridvfs_vfs::{Vfs, nfs3, rpc::portmap};
 use tokio::runtime::Handle;
 
 use super::Plan;
+use super::remote::SshFiles;
 use crate::cache_dir::{self, CacheDir};
 use crate::report::Hinted;
 use crate::source::Source;
@@ -221,7 +222,13 @@ async fn connect_patiently(plan: &Plan) -> Result<Stack> {
         Some((dir, wanted)) => stack.add_cache(plan, dir, wanted, buffer, client.clone()).await?,
         None => stack,
     };
-    Ok(stack.add_metadata(plan, client, None))
+    let remote = match (&plan.source, &stack.host) {
+        (Source::Ssh { path, .. }, Some(host)) if settings.no_proxy => {
+            Some(Arc::new(SshFiles::new(host.clone(), path)) as Arc<dyn Remote>)
+        }
+        _ => None,
+    };
+    Ok(stack.add_metadata(plan, client, remote))
 }
 
 async fn new_buffer(below: Arc<dyn Vfs>) -> Result<Arc<BufferLayer>> {

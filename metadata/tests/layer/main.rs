@@ -1,0 +1,6 @@
+//! The metadata layer over a real disk cache and a directory.
+
+mod arriving;
+mod names;
+mod reading;
+mod world;
