@@ -141,6 +141,8 @@ impl Arrival {
             log::warn!("{}: its metadata is not used any more: {why}", self.path_text());
         }
         self.stop();
+        // It has holes where the metadata said that there are zeros.
+        self.disk.drop_whole(self.version.key);
     }
 
     fn path_text(&self) -> String {

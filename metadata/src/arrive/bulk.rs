@@ -150,6 +150,9 @@ impl Arrival {
                 Err(error) => log::warn!("{}: {error}", self.path_text()),
             }
         }
+        if self.is_stopped() {
+            return;
+        }
         let (disk, file) = (self.disk.clone(), self.file);
         let complete = tokio::task::spawn_blocking(move || disk.complete_whole(&file, key)).await;
         match complete {
@@ -242,7 +245,6 @@ impl Arrival {
                     {
                         expected.observe(attr);
                     }
-                    self.disk.drop_whole(self.version.key);
                     self.refute("the file was changed");
                     return Ok(false);
                 }

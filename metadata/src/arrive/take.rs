@@ -79,14 +79,15 @@ impl Arrival {
     async fn read_ranges(&self, caller: &Caller, ranges: &[(u64, u32)]) -> Result<Fetched> {
         let mut reads = JoinSet::new();
         for (offset, length) in ranges {
-            let end = offset + u64::from(*length);
-            for at in (*offset..end).step_by(READ_BYTES as usize) {
-                let (source, caller, file) = (self.source.clone(), caller.clone(), self.file);
-                let until = end.min(at + READ_BYTES);
-                reads.spawn(async move {
-                    let data = read_whole(&*source, &caller, &file, at, until).await?;
-                    Ok::<_, Error>((at, data))
-                });
+            for (start, end) in self.facts.data_runs(*offset, offset + u64::from(*length)) {
+                for at in (start..end).step_by(READ_BYTES as usize) {
+                    let (source, caller, file) = (self.source.clone(), caller.clone(), self.file);
+                    let until = end.min(at + READ_BYTES);
+                    reads.spawn(async move {
+                        let data = read_whole(&*source, &caller, &file, at, until).await?;
+                        Ok::<_, Error>((at, data))
+                    });
+                }
             }
         }
         let mut found = Vec::new();

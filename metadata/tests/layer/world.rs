@@ -227,7 +227,8 @@ impl World {
     }
 
     pub fn put_metadata(&self, name: &str, bytes: &[u8]) {
-        let name = String::from_utf8(metadata_name(name.as_bytes()).expect("a name")).expect("text");
+        let name =
+            String::from_utf8(metadata_name(name.as_bytes()).expect("a name")).expect("text");
         std::fs::write(self.path(&name), bytes).expect("written");
     }
 
@@ -245,7 +246,8 @@ impl World {
         });
         let hashes = Hashes::new(BLOCK as u32, size, zero.as_ref(), listed.collect());
         let last = size / 2 / 32768 * 32768;
-        let touched = |offset, length| gridvfs_metadata::format::Touched { offset, length, seen: 1 };
+        let touched =
+            |offset, length| gridvfs_metadata::format::Touched { offset, length, seen: 1 };
         let ranges = vec![touched(last, 65536), touched(0, 32768)];
         let action = Action::Fetch { compression: Compression::Zstd, level: 3 };
         Metadata {
@@ -346,8 +348,18 @@ fn layers(
         runtime.block_on(async {
             let buffer = BufferLayer::new(far.clone(), handle.clone(), BufferOptions::default());
             let buffer = Arc::new(buffer.await.expect("made"));
-            let opened = DiskCache::open(buffer, far.clone(), handle.clone(), options).await;
-            Arc::new(opened.expect("opened"))
+            // What the session before holds goes when its last task has ended.
+            for _ in 0..1000 {
+                let (buffer, far) = (buffer.clone(), far.clone());
+                match DiskCache::open(buffer, far, handle.clone(), options.clone()).await {
+                    Ok(disk) => return Arc::new(disk),
+                    Err(error) if error.to_string().contains("used by another process") => {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                    Err(error) => panic!("not opened: {error}"),
+                }
+            }
+            panic!("the cache of the session before is still in use");
         })
     });
     let below: Arc<dyn Vfs> = match &disk {
