@@ -16,7 +16,7 @@ use crate::{daemon, directories};
 /// Threads for the network. Calls on the local directory block threads of their own.
 const NETWORK_THREADS: usize = 2;
 /// The most threads that calls on the local directory may block: as many as disks like to have
-/// queued, and few enough to be no load.
+/// queued, and few enough to be no load. Bulk reads take half of them at most.
 const DISK_THREADS: usize = 32;
 
 /// Runs the command.

@@ -22,8 +22,8 @@ use tokio::task::JoinSet;
 /// The most memory of all fetches that run, in bytes. Each needs twice what it reads: as read, and
 /// as packed. Their replies count with those of their channel.
 const MEMORY_BYTES_MAX: usize = 32 << 20;
-/// The most fetches that run: the link's worth of them, and more than there are cores, so that some
-/// read while others compress.
+/// The most fetches that run: more than there are cores, so that some read while others compress,
+/// and half of the threads that calls on a local directory may block in a session's proxy.
 const RUNNING_MAX: usize = 16;
 /// What the memory semaphore counts in.
 const UNIT_BYTES: usize = 4096;
