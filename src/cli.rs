@@ -1,5 +1,7 @@
 //! The command line: one definition for parsing, help and (later) man pages and completions.
 
+mod meta;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,6 +10,9 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
+pub use meta::{
+    MetaArgs, MetaBuildArgs, MetaCommand, MetaRemoveArgs, MetaShowArgs, MetaVerifyArgs,
+};
 
 #[derive(Parser)]
 #[command(name = "gridvfs", version, about, max_term_width = 100)]
@@ -72,6 +77,8 @@ enum Command {
     Cache(CacheArgs),
     /// Record what a session touches of its files, for their metadata
     Profile(ProfileArgs),
+    /// Metadata files: what is known of files beforehand, kept beside them on the state server
+    Meta(MetaArgs),
     /// The server side: started by `gridvfs mount` over ssh, or standing
     Proxy(ProxyArgs),
 }
@@ -343,6 +350,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
         Command::Conflicts(args) => commands::conflicts::run(args),
         Command::Cache(args) => commands::cache::run(args.command),
         Command::Profile(args) => commands::profile::run(args),
+        Command::Meta(args) => commands::meta::run(args.command),
         Command::Proxy(args) => commands::proxy::run(args.command),
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod conflicts;
+pub mod meta;
 pub mod mount;
 pub mod profile;
 pub mod proxy;

@@ -78,11 +78,13 @@ impl Arrival {
     /// The same by READs, side by side.
     async fn read_ranges(&self, caller: &Caller, ranges: &[(u64, u32)]) -> Result<Fetched> {
         let mut reads = JoinSet::new();
+        // Whole blocks, so that each can be checked.
+        let step = READ_BYTES.max(self.facts.block_bytes());
         for (offset, length) in ranges {
             for (start, end) in self.facts.data_runs(*offset, offset + u64::from(*length)) {
-                for at in (start..end).step_by(READ_BYTES as usize) {
+                for at in (start..end).step_by(step as usize) {
                     let (source, caller, file) = (self.source.clone(), caller.clone(), self.file);
-                    let until = end.min(at + READ_BYTES);
+                    let until = end.min(at + step);
                     reads.spawn(async move {
                         let data = read_whole(&*source, &caller, &file, at, until).await?;
                         Ok::<_, Error>((at, data))

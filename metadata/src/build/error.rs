@@ -17,7 +17,6 @@ pub enum BuildError {
         /// Of which file.
         path: PathBuf,
         /// Why.
-        #[source]
         error: io::Error,
     },
     /// A directory, a device, or another thing without content.
@@ -46,7 +45,6 @@ pub enum BuildError {
         /// The metadata file.
         path: PathBuf,
         /// Why.
-        #[source]
         error: FormatError,
     },
 }
