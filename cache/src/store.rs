@@ -21,7 +21,6 @@
 //! opening reads no tags.
 
 mod banks;
-mod crash;
 mod error;
 mod format;
 mod geometry;
