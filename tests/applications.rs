@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Rig, WAYS, Way, installed, skipped};
+use common::{Rig, Way, installed, policies, skipped};
 
 #[test]
 fn git_clones_and_a_project_builds() {
@@ -10,8 +10,10 @@ fn git_clones_and_a_project_builds() {
     if !std::path::Path::new(project).join(".git").exists() {
         return skipped("git_clones_and_a_project_builds", "not a git checkout");
     }
-    for way in WAYS {
-        let Some(mut rig) = Rig::mounted("git_clones_and_a_project_builds", way) else { continue };
+    for case in policies::ROTATED {
+        let way = case.way;
+        let test = "git_clones_and_a_project_builds";
+        let Some(mut rig) = Rig::mounted_under(test, case) else { continue };
         // This very project: cloned, checked, and its first crate compiled, all in the mount.
         rig.shell(&format!(
             "git -c safe.directory='*' clone -q --no-local 'file://{project}' project
@@ -38,8 +40,9 @@ fn git_clones_and_a_project_builds() {
 
 #[test]
 fn tar_round_trip() {
-    for way in WAYS {
-        let Some(mut rig) = Rig::mounted("tar_round_trip", way) else { continue };
+    for case in policies::ALL {
+        let way = case.way;
+        let Some(mut rig) = Rig::mounted_under("tar_round_trip", case) else { continue };
         // NFS-Ganesha's VFS says that it has set a link's times, and has not.
         let but = if way.needs_ganesha() { "--exclude=link" } else { "" };
         rig.shell(&format!(
@@ -69,10 +72,9 @@ fn sqlite_with_wal_from_two_processes() {
     if !installed("sqlite3") {
         return skipped("sqlite_with_wal_from_two_processes", "needs sqlite3");
     }
-    for way in WAYS {
-        let Some(mut rig) = Rig::mounted("sqlite_with_wal_from_two_processes", way) else {
-            continue;
-        };
+    for case in policies::ALL {
+        let test = "sqlite_with_wal_from_two_processes";
+        let Some(mut rig) = Rig::mounted_under(test, case) else { continue };
         let count = rig.shell(
             "sqlite3 db 'pragma journal_mode=wal; create table t(a integer primary key, b)' > /dev/null
              for p in 1 2; do
@@ -82,13 +84,13 @@ fn sqlite_with_wal_from_two_processes() {
              done; wait
              sqlite3 db 'pragma integrity_check; select count(*) from t'",
         );
-        assert_eq!(count, "ok\n80\n", "{way:?}");
+        assert_eq!(count, "ok\n80\n", "{case:?}");
         rig.umount();
         let count = common::shell(
             &rig.export,
             "sqlite3 db 'pragma integrity_check; select count(*) from t'",
         );
-        assert_eq!(count, "ok\n80\n", "{way:?}");
+        assert_eq!(count, "ok\n80\n", "{case:?}");
     }
 }
 
@@ -97,8 +99,8 @@ fn locks_hold_within_the_mount() {
     if !installed("python3") {
         return skipped("locks_hold_within_the_mount", "needs python3");
     }
-    for way in WAYS {
-        let Some(rig) = Rig::mounted("locks_hold_within_the_mount", way) else { continue };
+    for case in policies::ALL {
+        let Some(rig) = Rig::mounted_under("locks_hold_within_the_mount", case) else { continue };
         rig.shell(
             "touch f
              flock f -c 'flock -n f true' && exit 1
@@ -126,10 +128,9 @@ P",
 
 #[test]
 fn ordinary_users_can_do_all_of_it() {
-    for way in WAYS {
-        let Some(mut rig) = Rig::mounted_as_user("ordinary_users_can_do_all_of_it", way) else {
-            continue;
-        };
+    for case in policies::ROTATED {
+        let test = "ordinary_users_can_do_all_of_it";
+        let Some(mut rig) = Rig::mounted_as_user(test, case) else { continue };
         let types = rig.shell("findmnt -n -o FSTYPE,SOURCE --target .");
         assert!(types.starts_with("fuse.gridvfs"), "{types}");
         assert!(types.contains(&rig.source()), "{types}");
@@ -142,6 +143,6 @@ fn ordinary_users_can_do_all_of_it() {
         rig.umount();
         let owner = common::shell(&rig.export, "stat -c %U p/big");
         let me = common::run(rig.command("id").arg("-un")).stdout;
-        assert_eq!(owner.as_bytes(), me, "{way:?}");
+        assert_eq!(owner.as_bytes(), me, "{case:?}");
     }
 }

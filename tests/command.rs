@@ -5,6 +5,7 @@ mod common;
 use std::io::Read;
 use std::process::Command;
 
+use common::policies::{Case, Policy};
 use common::{Rig, Way, gridvfs, is_root, run, skipped};
 
 /// Runs the command, which must fail, and returns what it said.
@@ -105,7 +106,8 @@ fn bad_exports_are_explained() {
 #[test]
 fn an_unreadable_export_is_explained() {
     let test = "an_unreadable_export_is_explained";
-    let Some(rig) = Rig::mounted_as_user(test, Way::Ssh) else { return };
+    let case = Case { way: Way::Ssh, policy: Policy::Default };
+    let Some(rig) = Rig::mounted_as_user(test, case) else { return };
     if is_root() {
         common::shell(&rig.export, "mkdir -m 700 secret");
     } else {

@@ -7,7 +7,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use common::{Rig, WAYS, Way, installed, run, shell, skipped};
+use common::policies::{self, Case, Policy};
+use common::{Rig, Way, installed, run, shell, skipped};
 
 /// The largest file of the random operations, in bytes.
 const SIZE_MAX: u64 = 3 << 20;
@@ -106,11 +107,11 @@ impl Checked {
         if self.model.is_empty() {
             return;
         }
-        let map = Map::new(&self.file, self.model.len());
+        let map = Map::reading(&self.file, self.model.len());
         let (offset, length) = self.range();
         let expected = self.expected(offset, length).to_vec();
         let start = (offset as usize).min(self.model.len());
-        assert!(map.slice()[start..start + expected.len()] == expected[..], "mapped {offset}");
+        assert!(map.bytes()[start..start + expected.len()] == expected[..], "mapped {offset}");
     }
 
     fn truncate(&mut self) {
@@ -175,15 +176,24 @@ fn open(path: &Path) -> File {
     File::options().read(true).write(true).create(true).truncate(false).open(path).expect("open")
 }
 
-/// A shared writable mapping.
+/// A shared mapping.
 struct Map(*mut libc::c_void, usize);
 
 impl Map {
     fn new(file: &File, length: usize) -> Self {
-        let (read_write, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        Self::with(file, length, libc::PROT_READ | libc::PROT_WRITE)
+    }
+
+    /// A shared mapping that only reads.
+    fn reading(file: &File, length: usize) -> Self {
+        Self::with(file, length, libc::PROT_READ)
+    }
+
+    fn with(file: &File, length: usize, protection: i32) -> Self {
         // SAFETY: a new mapping at an address that the kernel chooses.
         let address = unsafe {
-            libc::mmap(std::ptr::null_mut(), length, read_write, shared, file.as_raw_fd(), 0)
+            let (fd, shared) = (file.as_raw_fd(), libc::MAP_SHARED);
+            libc::mmap(std::ptr::null_mut(), length, protection, shared, fd, 0)
         };
         assert_ne!(address, libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
         Self(address, length)
@@ -193,6 +203,11 @@ impl Map {
     fn slice(&self) -> &mut [u8] {
         // SAFETY: the mapping is as long and lives as long as self; one thread uses it.
         unsafe { std::slice::from_raw_parts_mut(self.0.cast(), self.1) }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: the mapping is as long and lives as long as self; nobody writes to it meanwhile.
+        unsafe { std::slice::from_raw_parts(self.0.cast(), self.1) }
     }
 
     fn sync(&self) {
@@ -208,9 +223,10 @@ impl Drop for Map {
     }
 }
 
-fn random_operations(way: Way, seed: u64, steps: usize) {
-    let test = format!("random_operations_{way:?}");
-    let Some(mut rig) = Rig::mounted(&test, way) else { return };
+fn random_operations(way: Way, policy: Policy, seed: u64, steps: usize) {
+    let case = Case { way, policy };
+    let test = format!("random_operations ({case:?})");
+    let Some(mut rig) = Rig::mounted_under(&test, case) else { return };
     let path = rig.mountpoint.join("file");
     let mut checked = Checked {
         file: open(&path),
@@ -220,7 +236,7 @@ fn random_operations(way: Way, seed: u64, steps: usize) {
     };
     for step in 0..steps {
         if step % 100 == 0 {
-            println!("{way:?} seed {seed} step {step} size {}", checked.model.len());
+            println!("{case:?} seed {seed} step {step} size {}", checked.model.len());
         }
         checked.step(&path);
     }
@@ -234,27 +250,52 @@ fn random_operations(way: Way, seed: u64, steps: usize) {
 
 #[test]
 fn random_operations_local() {
-    random_operations(Way::Local, 0x5eed_0001, 1500);
+    random_operations(Way::Local, Policy::Default, 0x5eed_0001, 1500);
 }
 
 #[test]
 fn random_operations_ssh() {
-    random_operations(Way::Ssh, 0x5eed_0002, 1500);
+    random_operations(Way::Ssh, Policy::Default, 0x5eed_0002, 1500);
 }
 
 #[test]
 fn random_operations_forward() {
-    random_operations(Way::Forward, 0x5eed_0003, 1000);
+    random_operations(Way::Forward, Policy::Default, 0x5eed_0003, 1000);
 }
 
 #[test]
 fn random_operations_no_proxy() {
-    random_operations(Way::NoProxy, 0x5eed_0004, 1000);
+    random_operations(Way::NoProxy, Policy::Default, 0x5eed_0004, 1000);
 }
 
 #[test]
 fn random_operations_nfs() {
-    random_operations(Way::Nfs, 0x5eed_0005, 1000);
+    random_operations(Way::Nfs, Policy::Default, 0x5eed_0005, 1000);
+}
+
+#[test]
+fn random_operations_without_a_cache() {
+    random_operations(Way::Ssh, Policy::Off, 0x5eed_0010, 1000);
+}
+
+#[test]
+fn random_operations_write_through_dedicated() {
+    random_operations(Way::Local, Policy::ThroughDedicated, 0x5eed_0011, 1000);
+}
+
+#[test]
+fn random_operations_write_back_shared() {
+    random_operations(Way::Ssh, Policy::BackShared, 0x5eed_0012, 1000);
+}
+
+#[test]
+fn random_operations_write_back_dedicated() {
+    random_operations(Way::Forward, Policy::BackDedicated, 0x5eed_0013, 1000);
+}
+
+#[test]
+fn random_operations_write_back_without_the_kernel() {
+    random_operations(Way::Local, Policy::BackHandedOver, 0x5eed_0014, 1000);
 }
 
 #[test]
@@ -262,8 +303,8 @@ fn fio_verifies_what_it_wrote() {
     if !installed("fio") {
         return skipped("fio_verifies_what_it_wrote", "needs fio");
     }
-    for way in WAYS {
-        let Some(rig) = Rig::mounted("fio_verifies_what_it_wrote", way) else { continue };
+    for case in policies::ALL {
+        let Some(rig) = Rig::mounted_under("fio_verifies_what_it_wrote", case) else { continue };
         for (engine, direct) in [("psync", 0), ("libaio", 1), ("mmap", 0)] {
             shell(
                 &rig.mountpoint,
@@ -281,8 +322,8 @@ fn fio_verifies_what_it_wrote() {
 
 #[test]
 fn sparse_files_beyond_4_gib() {
-    for way in WAYS {
-        let Some(mut rig) = Rig::mounted("sparse_files_beyond_4_gib", way) else { continue };
+    for case in policies::ALL {
+        let Some(mut rig) = Rig::mounted_under("sparse_files_beyond_4_gib", case) else { continue };
         let path = rig.mountpoint.join("sparse");
         let file = open(&path);
         for offset in [0, (4 << 30) - 2, (5 << 30) + 1, 40 << 30] {
@@ -293,10 +334,10 @@ fn sparse_files_beyond_4_gib() {
         file.read_exact_at(&mut data, (4 << 30) - 4).expect("read");
         assert_eq!(&data, b"\0\0here\0\0");
         file.read_exact_at(&mut data, 20 << 30).expect("read");
-        assert_eq!(data, [0; 8], "{way:?}: a hole is zeros");
+        assert_eq!(data, [0; 8], "{case:?}: a hole is zeros");
         assert_eq!(file.metadata().expect("fstat").len(), (40 << 30) + 4);
         let blocks = std::os::unix::fs::MetadataExt::blocks(&file.metadata().expect("fstat"));
-        assert!(blocks < 2048, "{way:?}: {blocks} blocks: holes take no space");
+        assert!(blocks < 2048, "{case:?}: {blocks} blocks: holes take no space");
         drop(file);
         rig.umount();
         let size = std::fs::metadata(rig.export.join("sparse")).expect("stat").len();
@@ -306,8 +347,9 @@ fn sparse_files_beyond_4_gib() {
 
 #[test]
 fn holes_are_found() {
-    for way in WAYS {
-        let Some(rig) = Rig::mounted("holes_are_found", way) else { continue };
+    for case in policies::ALL {
+        let way = case.way;
+        let Some(rig) = Rig::mounted_under("holes_are_found", case) else { continue };
         let file = open(&rig.mountpoint.join("holes"));
         file.set_len(8 << 20).expect("truncate");
         file.write_all_at(&[1; 65536], 4 << 20).expect("write");
@@ -318,15 +360,55 @@ fn holes_are_found() {
             if found < 0 { Err(std::io::Error::last_os_error().raw_os_error()) } else { Ok(found) }
         };
         if matches!(way, Way::Local | Way::Ssh) {
-            assert_eq!(seek(0, libc::SEEK_DATA), Ok(4 << 20), "{way:?}");
-            assert_eq!(seek(4 << 20, libc::SEEK_HOLE), Ok((4 << 20) + 65536), "{way:?}");
-            assert_eq!(seek(5 << 20, libc::SEEK_DATA), Err(Some(libc::ENXIO)), "{way:?}");
+            assert_eq!(seek(0, libc::SEEK_DATA), Ok(4 << 20), "{case:?}");
+            assert_eq!(seek(4 << 20, libc::SEEK_HOLE), Ok((4 << 20) + 65536), "{case:?}");
+            assert_eq!(seek(5 << 20, libc::SEEK_DATA), Err(Some(libc::ENXIO)), "{case:?}");
         } else {
-            assert_eq!(seek(0, libc::SEEK_DATA), Ok(0), "{way:?}");
-            assert_eq!(seek(0, libc::SEEK_HOLE), Ok(8 << 20), "{way:?}");
+            assert_eq!(seek(0, libc::SEEK_DATA), Ok(0), "{case:?}");
+            assert_eq!(seek(0, libc::SEEK_HOLE), Ok(8 << 20), "{case:?}");
         }
-        assert_eq!(seek(8 << 20, libc::SEEK_DATA), Err(Some(libc::ENXIO)), "{way:?}");
-        assert_eq!(seek(8 << 20, libc::SEEK_HOLE), Err(Some(libc::ENXIO)), "{way:?}");
+        assert_eq!(seek(8 << 20, libc::SEEK_DATA), Err(Some(libc::ENXIO)), "{case:?}");
+        assert_eq!(seek(8 << 20, libc::SEEK_HOLE), Err(Some(libc::ENXIO)), "{case:?}");
+    }
+}
+
+/// Reads of all sizes, through read(2) and a mapping, twice (the second time from the cache), of what
+/// is on the server and changes for nobody.
+#[test]
+fn what_is_there_is_read() {
+    for case in policies::READING {
+        let test = "what_is_there_is_read";
+        let Some(mut rig) = Rig::new(test, case.way) else { continue };
+        let mut random = Random(0x5eed_0020);
+        let mut model: Vec<u8> = (0..SIZE_MAX).map(|at| (at * at >> 11) as u8).collect();
+        model[1 << 20..2 << 20].fill(0);
+        std::fs::write(rig.export.join("file"), &model).expect("write there");
+        shell(&rig.export, "mkdir -p a/b && echo text > a/b/small && ln -s b a/link");
+        let options = case.options();
+        rig.set_options(&options.iter().map(String::as_str).collect::<Vec<_>>());
+        for _ in 0..2 {
+            rig.mount();
+            let file = File::open(rig.mountpoint.join("file")).expect("open");
+            let seed = random.next();
+            let random = Random(seed);
+            let mut checked = Checked { file, model, random, allocates: false };
+            for _ in 0..60 {
+                let (offset, length) = checked.range();
+                checked.check("read", offset, length);
+                checked.map_read();
+            }
+            checked.check("all of it", 0, SIZE_MAX);
+            model = checked.model;
+            drop(checked.file);
+            assert_eq!(shell(&rig.mountpoint, "cat a/link/small && ls a"), "text\nb\nlink\n");
+            if options.iter().any(|options| options.contains(",ro,")) {
+                let refused = std::fs::write(rig.mountpoint.join("a/new"), b"x").err();
+                let number = refused.and_then(|error| error.raw_os_error());
+                assert_eq!(number, Some(libc::EROFS), "{case:?}");
+            }
+            rig.umount();
+        }
+        assert!(std::fs::read(rig.export.join("file")).expect("there") == model, "{case:?}");
     }
 }
 
@@ -335,10 +417,9 @@ fn qemu_img_finds_the_same_on_both_sides() {
     if !installed("qemu-img") {
         return skipped("qemu_img_finds_the_same_on_both_sides", "needs qemu-img");
     }
-    for way in WAYS {
-        let Some(mut rig) = Rig::mounted("qemu_img_finds_the_same_on_both_sides", way) else {
-            continue;
-        };
+    for case in policies::ALL {
+        let test = "qemu_img_finds_the_same_on_both_sides";
+        let Some(mut rig) = Rig::mounted_under(test, case) else { continue };
         shell(
             &rig.mountpoint,
             "qemu-img create -q -f raw disk.raw 64M

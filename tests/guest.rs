@@ -5,7 +5,8 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use common::{Rig, WAYS, Way, installed, run, skipped};
+use common::policies::{self, Case, Policy};
+use common::{Rig, Way, installed, run, skipped};
 
 /// The golden VM, made once a test run and kept between runs.
 fn golden() -> Option<&'static PathBuf> {
@@ -25,7 +26,7 @@ fn golden() -> Option<&'static PathBuf> {
         .as_ref()
 }
 
-fn boots_and_writes(way: Way, cache: &str, as_user: bool) {
+fn boots_and_writes(case: Case, cache: &str, as_user: bool) {
     let test = format!("a_guest_boots_and_writes_its_disk ({cache})");
     if !installed("qemu-system-x86_64") {
         return skipped(&test, "needs qemu-system-x86_64");
@@ -33,7 +34,10 @@ fn boots_and_writes(way: Way, cache: &str, as_user: bool) {
     let Some(golden) = golden() else {
         return skipped(&test, "the guest cannot be made here (no kernel package?)");
     };
-    let rig = if as_user { Rig::mounted_as_user(&test, way) } else { Rig::mounted(&test, way) };
+    let rig = match as_user {
+        true => Rig::mounted_as_user(&test, case),
+        false => Rig::mounted_under(&test, case),
+    };
     let Some(mut rig) = rig else { return };
     common::shell(golden, &format!("cp --sparse=always -r . {}/vm", rig.export.display()));
     if as_user {
@@ -45,7 +49,8 @@ fn boots_and_writes(way: Way, cache: &str, as_user: bool) {
     let mut boot = rig.command(project.join("bench/guest/run.sh"));
     boot.arg(rig.mountpoint.join("vm")).args(["--cache", cache]).args(["--action", "poweroff"]);
     let output = run(&mut boot);
-    println!("{way:?} {cache}: {}", String::from_utf8_lossy(&output.stdout));
+    println!("{case:?} {cache}: {}", String::from_utf8_lossy(&output.stdout));
+    rig.write_back();
     // Through the mount and beside it: the same image.
     let there = rig.export.join("vm/disk.raw");
     let mut compare = std::process::Command::new("qemu-img");
@@ -62,26 +67,27 @@ fn boots_and_writes(way: Way, cache: &str, as_user: bool) {
             "PATH=$PATH:/sbin e2fsck -fn {disk} > e2fsck.log && debugfs -R 'ls -p /var/log' {disk} 2>/dev/null"
         ),
     );
-    assert!(marks.contains("boot-"), "{way:?} {cache}: the guest's write did not arrive: {marks}");
+    assert!(marks.contains("boot-"), "{case:?} {cache}: the guest's write did not arrive: {marks}");
 }
 
 #[test]
 fn a_guest_boots_and_writes_its_disk_writeback() {
-    for way in WAYS {
-        boots_and_writes(way, "writeback", false);
+    for case in policies::ROTATED {
+        boots_and_writes(case, "writeback", false);
     }
 }
 
 #[test]
 fn a_guest_boots_and_writes_its_disk_o_direct() {
-    for way in [Way::Ssh, Way::Forward] {
-        boots_and_writes(way, "none", false);
+    for (way, policy) in [(Way::Ssh, Policy::Default), (Way::Forward, Policy::BackDedicated)] {
+        boots_and_writes(Case { way, policy }, "none", false);
     }
 }
 
 #[test]
 fn an_ordinary_user_boots_a_guest() {
-    boots_and_writes(Way::Ssh, "writeback", true);
+    let case = Case { way: Way::Ssh, policy: Policy::BackShared };
+    boots_and_writes(case, "writeback", true);
 }
 
 #[test]
@@ -94,8 +100,9 @@ fn a_suspended_guest_resumes_from_the_mount() {
         return skipped(test, "the guest cannot be made here (no kernel package?)");
     };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/suspend.py");
-    for way in [Way::Ssh, Way::Forward] {
-        let Some(mut rig) = Rig::mounted(test, way) else { continue };
+    for (way, policy) in [(Way::Ssh, Policy::BackDedicated), (Way::Forward, Policy::Default)] {
+        let case = Case { way, policy };
+        let Some(mut rig) = Rig::mounted_under(test, case) else { continue };
         for state in ["mapped", "shared", "exec"] {
             let copy = format!("cp --sparse=always -r . {}/{state}", rig.export.display());
             common::shell(golden, &copy);
@@ -107,8 +114,8 @@ fn a_suspended_guest_resumes_from_the_mount() {
                 continue;
             }
             let words = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(output.status.success(), "{way:?} {state}: {words}");
-            println!("{way:?} {}", String::from_utf8_lossy(&output.stdout));
+            assert!(output.status.success(), "{case:?} {state}: {words}");
+            println!("{case:?} {}", String::from_utf8_lossy(&output.stdout));
         }
         rig.umount();
         let check = "for state in mapped shared exec; do \

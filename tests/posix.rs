@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{Rig, WAYS, Way, installed, skipped};
+use common::policies::{self, Policy};
+use common::{Rig, Way, installed, skipped};
 
 /// Checks that need nothing but system calls, as a Python program run in the mount.
 const CHECKS: &str = include_str!("support/posix.py");
@@ -12,26 +13,29 @@ fn system_calls_answer_as_the_kernel_does() {
     if !installed("python3") {
         return skipped("system_calls_answer_as_the_kernel_does", "needs python3");
     }
-    for way in WAYS {
-        let test = "system_calls_answer_as_the_kernel_does";
-        let options: &[&str] = if common::is_root() { &["allow_other"] } else { &[] };
-        let Some(rig) = Rig::mounted_with(test, way, options) else { continue };
+    for case in policies::ALL {
+        let (test, way) = ("system_calls_answer_as_the_kernel_does", case.way);
+        let mut options = case.options();
+        options.extend(common::is_root().then(|| "allow_other".into()));
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        let Some(rig) = Rig::mounted_with(test, way, &options) else { continue };
         let script = rig.folder.join("posix.py");
         std::fs::write(&script, CHECKS).expect("script");
         let own = if matches!(way, Way::Local | Way::Ssh) { "own" } else { "foreign" };
-        println!("{way:?}:\n{}", rig.shell(&format!("python3 {} {own}", script.display())));
+        println!("{case:?}:\n{}", rig.shell(&format!("python3 {} {own}", script.display())));
     }
 }
 
 #[test]
 fn a_large_directory_is_listed_once_and_whole() {
     const FILES: usize = 100_000;
-    for way in WAYS {
-        let test = "a_large_directory_is_listed_once_and_whole";
-        let Some(rig) = Rig::mounted(test, way) else { continue };
+    for case in policies::ROTATED {
+        let (test, way) = ("a_large_directory_is_listed_once_and_whole", case.way);
+        let Some(rig) = Rig::mounted_under(test, case) else { continue };
         // Made on the server's side, where it is quick. A part is changed while it is listed: by
-        // somebody else on the server, or through the mount itself where the server is NFS-Ganesha,
-        // which keeps listings in memory and is not made for changes beside it.
+        // somebody else on the server, or through the mount itself where that has the files for
+        // itself, or where the server is NFS-Ganesha, which keeps listings in memory and is not made
+        // for changes beside it.
         common::shell(
             &rig.export,
             &format!(
@@ -41,7 +45,8 @@ fn a_large_directory_is_listed_once_and_whole() {
         );
         let listing = rig.mountpoint.join("big");
         let changer = std::thread::spawn({
-            let side = if way.needs_ganesha() { &rig.mountpoint } else { &rig.export };
+            let alone = way.needs_ganesha() || case.policy.trusts();
+            let side = if alone { &rig.mountpoint } else { &rig.export };
             let big = side.join("big");
             move || {
                 for number in 1..=2000 {
@@ -54,16 +59,16 @@ fn a_large_directory_is_listed_once_and_whole() {
             let mut seen = std::collections::HashMap::<String, usize>::new();
             for entry in std::fs::read_dir(&listing).expect("opendir") {
                 let name = entry
-                    .unwrap_or_else(|error| panic!("{way:?}: readdir: {error}"))
+                    .unwrap_or_else(|error| panic!("{case:?}: readdir: {error}"))
                     .file_name()
                     .into_string()
                     .expect("ascii");
                 *seen.entry(name).or_default() += 1;
             }
             let twice = seen.iter().find(|(_, count)| **count > 1);
-            assert_eq!(twice, None, "{way:?}: listed twice");
+            assert_eq!(twice, None, "{case:?}: listed twice");
             let stays = seen.keys().filter(|name| name.starts_with("stays-")).count();
-            assert_eq!(stays, FILES, "{way:?}: listed");
+            assert_eq!(stays, FILES, "{case:?}: listed");
         }
         changer.join().expect("changer");
     }
@@ -71,8 +76,8 @@ fn a_large_directory_is_listed_once_and_whole() {
 
 #[test]
 fn changes_of_others_are_seen() {
-    for way in WAYS {
-        let Some(rig) = Rig::mounted("changes_of_others_are_seen", way) else { continue };
+    for case in policies::SHARED {
+        let Some(rig) = Rig::mounted_under("changes_of_others_are_seen", case) else { continue };
         let (here, there) = (rig.mountpoint.join("f"), rig.export.join("f"));
         std::fs::write(&there, b"one").expect("write there");
         assert_eq!(std::fs::read(&here).expect("read"), b"one");
@@ -81,13 +86,16 @@ fn changes_of_others_are_seen() {
             std::thread::sleep(std::time::Duration::from_millis(1100));
             std::fs::write(&there, text).expect("write there");
             std::thread::sleep(std::time::Duration::from_millis(1100));
-            assert_eq!(std::fs::read(&here).expect("read"), text, "{way:?}");
+            assert_eq!(std::fs::read(&here).expect("read"), text, "{case:?}");
         }
         std::fs::write(&here, b"mine, longer").expect("write here");
-        assert_eq!(std::fs::read(&there).expect("read there"), b"mine, longer", "{way:?}: closed");
+        if case.policy == Policy::BackShared {
+            rig.write_back();
+        }
+        assert_eq!(std::fs::read(&there).expect("read there"), b"mine, longer", "{case:?}: closed");
         std::fs::remove_file(&there).expect("remove there");
         std::thread::sleep(std::time::Duration::from_millis(1100));
-        assert!(!here.exists(), "{way:?}: removed there");
+        assert!(!here.exists(), "{case:?}: removed there");
     }
 }
 
@@ -96,8 +104,9 @@ fn replaced_and_removed_files_work_until_closed() {
     if !installed("python3") {
         return skipped("replaced_and_removed_files_work_until_closed", "needs python3");
     }
-    for way in WAYS {
-        let Some(mut rig) = Rig::mounted("replaced_and_removed_files_work", way) else { continue };
+    for case in policies::ALL {
+        let test = "replaced_and_removed_files_work_until_closed";
+        let Some(mut rig) = Rig::mounted_under(test, case) else { continue };
         rig.shell(
             "python3 - <<'P'
 import os
@@ -124,6 +133,6 @@ P",
         );
         rig.umount();
         let left = common::shell(&rig.export, "find . -mindepth 1");
-        assert_eq!(left, "", "{way:?}: left behind");
+        assert_eq!(left, "", "{case:?}: left behind");
     }
 }

@@ -356,7 +356,7 @@ fn a_link_cut_for_a_minute_loses_nothing() {
     if !common::installed("fio") {
         return skipped(test, "needs fio");
     }
-    let Some(mut rig) = Rig::mounted_over(test, Way::Ssh, Link::up(test)) else { return };
+    let Some(mut rig) = Rig::mounted_over(test, Way::Ssh, Link::up(test), &[]) else { return };
     let mut fio = Command::new("fio");
     fio.args(["--name=v", "--filename=v", "--size=48m", "--rw=randrw", "--bsrange=4k-128k"]);
     fio.args(["--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--fsync=64"]);

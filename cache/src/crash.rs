@@ -46,6 +46,16 @@ points! {
     BEFORE_COMMIT,
     /// The server has committed the data.
     AFTER_COMMIT,
+    /// A frame of the store that was in use has been emptied for another.
+    FRAME_AFTER_EVICT,
+    /// A frame has got its new file; its number and valid bits are not set yet.
+    FRAME_AFTER_KEY,
+    /// Blocks of the store are missing; their new data is about to be written.
+    BLOCKS_AFTER_INVALID,
+    /// Blocks' new data has been written; their checksums are the old ones.
+    BLOCKS_AFTER_DATA,
+    /// A block's checksum has been set; it is not valid yet.
+    BLOCKS_AFTER_SUM,
     /// Committed blocks have been stored; the journal does not know yet that they were sent.
     AFTER_STORE,
     /// The journal knows that the data was sent.

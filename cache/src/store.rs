@@ -21,7 +21,6 @@
 //! opening reads no tags.
 
 mod banks;
-mod crash;
 mod error;
 mod format;
 mod geometry;
@@ -74,6 +73,8 @@ pub struct StoreCounters {
 pub struct Store {
     dir: PathBuf,
     geometry: Geometry,
+    /// That of the store which this one has replaced.
+    replaced: Option<Geometry>,
     layout: Layout,
     tags: Tags,
     banks: Banks,
@@ -122,11 +123,11 @@ impl Store {
             return Err(StoreError::InUse { path: dir.to_owned() });
         }
         let found = format::load(dir)?;
-        let geometry = match found {
-            Some(found) if found == wanted || shared || !alone => found,
+        let (geometry, replaced) = match found {
+            Some(found) if found == wanted || shared || !alone => (found, None),
             _ => {
                 remake(dir, &wanted)?;
-                wanted
+                (wanted, found)
             }
         };
         let layout = Layout::new(&geometry);
@@ -141,6 +142,7 @@ impl Store {
         Ok(Self {
             dir: dir.to_owned(),
             geometry,
+            replaced,
             layout,
             tags,
             banks,
@@ -154,6 +156,12 @@ impl Store {
     /// Returns the geometry of the store, which may be another than was asked for.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
+    }
+
+    /// Returns the geometry of the store that was here before, if that was another: it has been made
+    /// anew, empty.
+    pub fn replaced(&self) -> Option<&Geometry> {
+        self.replaced.as_ref()
     }
 
     /// Returns the directory of the store.

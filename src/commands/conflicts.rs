@@ -46,10 +46,12 @@ pub fn run(args: ConflictsArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let text = paths::text(&path);
-    match (how, reply["saved"].as_str()) {
+    match (how, &reply["saved"]) {
         (Resolution::KeepTheirs, _) => println!("{text}: the server's version is kept"),
-        (_, Some(saved)) => println!("{text}: what was written here is saved as {saved}"),
-        (_, None) => println!("{text}: what was written here goes to the server"),
+        (_, Value::Null) => println!("{text}: what was written here goes to the server"),
+        (_, saved) => {
+            println!("{text}: what was written here is saved as {}", paths::text(saved));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

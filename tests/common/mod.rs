@@ -11,6 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
 
+use policies::Case;
+
+pub mod policies;
+
 /// How a mount reaches its files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
@@ -222,12 +226,21 @@ impl Rig {
         Some(rig)
     }
 
+    /// The same with the disk cache of a case.
+    pub fn mounted_under(test: &str, case: Case) -> Option<Self> {
+        let mut rig = Self::new(test, case.way)?;
+        rig.options = case.options();
+        rig.mount();
+        Some(rig)
+    }
+
     /// The same for an ordinary user, made for the tests.
-    pub fn mounted_as_user(test: &str, way: Way) -> Option<Self> {
+    pub fn mounted_as_user(test: &str, case: Case) -> Option<Self> {
         if !is_root() {
             // This very process is an ordinary user's.
-            return Self::mounted(test, way);
+            return Self::mounted_under(test, case);
         }
+        let way = case.way;
         let user = "gridvfs-test";
         if !Command::new("id").arg(user).output().is_ok_and(|output| output.status.success()) {
             let mut command = Command::new("useradd");
@@ -240,13 +253,20 @@ impl Rig {
         // What fuse3's udev rule does where udev runs.
         let _ = Command::new("chmod").args(["666", "/dev/fuse"]).status();
         let mut rig = Self::prepare(test, way, Some(user.into()), None)?;
+        rig.options = case.options();
         rig.mount();
         Some(rig)
     }
 
     /// The same with the servers at the far end of an emulated link.
-    pub fn mounted_over(test: &str, way: Way, link: Option<Link>) -> Option<Self> {
+    pub fn mounted_over(
+        test: &str,
+        way: Way,
+        link: Option<Link>,
+        options: &[&str],
+    ) -> Option<Self> {
         let mut rig = Self::prepare(test, way, None, Some(link?))?;
+        rig.set_options(options);
         rig.mount();
         Some(rig)
     }
@@ -441,6 +461,11 @@ impl Rig {
     pub fn umount(&mut self) {
         self.mounted = false;
         run(self.command(gridvfs()).arg("umount").arg(&self.mountpoint));
+    }
+
+    /// Has everything that was written sent.
+    pub fn write_back(&self) {
+        run(self.command(gridvfs()).arg("writeback").arg(&self.mountpoint));
     }
 
     /// Cuts or restores the link.

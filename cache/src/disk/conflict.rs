@@ -22,8 +22,8 @@ const NAMES_MAX: u32 = 1000;
 pub struct Conflict {
     /// The file.
     pub handle: FileHandle,
-    /// Its path in the mount, as last known.
-    pub path: String,
+    /// Its path in the mount, as last known, as the bytes that it is.
+    pub path: Option<Vec<u8>>,
     /// What happened on the server.
     pub kind: ConflictKind,
     /// How much of ours is unsent.
@@ -112,7 +112,7 @@ impl Core {
         Ok(())
     }
 
-    async fn resolve(&self, node: &Arc<Node>, how: Resolution) -> Result<Option<String>> {
+    async fn resolve(&self, node: &Arc<Node>, how: Resolution) -> Result<Option<Vec<u8>>> {
         let Some((kind, _)) = self.unsent_of(node) else { return Err(Status::NOENT.into()) };
         let mut saved = None;
         match (how, kind) {
@@ -147,13 +147,14 @@ impl Core {
     }
 
     /// Copies our version to a new file in the same directory: what is unsent, what the cache has
-    /// of the version that it was written over, and for the rest what the server has now.
+    /// of the version that it was written over, and for the rest what the server has now. Returns
+    /// the new file's path.
     async fn save_mine(
         &self,
         node: &Arc<Node>,
         kind: ConflictKind,
         beside: bool,
-    ) -> Result<String> {
+    ) -> Result<Vec<u8>> {
         let place = self.index.name_of(&node.handle);
         let (dir, name) = place.unwrap_or_else(|| (self.root, b"unnamed".as_slice().into()));
         let stamp = super::now().seconds;
@@ -178,7 +179,7 @@ impl Core {
                     self.index.set_name(&dir, &name, Some(handle));
                     self.index.dir_changed(&dir);
                     self.index.update(&dir, |known| known.attr = None);
-                    break (handle, self.path_text(&handle));
+                    break (handle, self.path_below(&dir, &name));
                 }
                 Err(Error::Status(Status::EXIST)) if beside && number < NAMES_MAX => number += 1,
                 Err(error) => return Err(error),
@@ -196,6 +197,16 @@ impl Core {
         self.buffer.commit(&self.own, &target, 0, 0).await?;
         Ok(path)
     }
+
+    /// The path of a name in a directory; the name alone if nobody knows where the directory is.
+    fn path_below(&self, dir: &FileHandle, name: &[u8]) -> Vec<u8> {
+        let mut path = self.index.path_of(dir, &self.root).unwrap_or_default();
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name);
+        path
+    }
 }
 
 impl DiskCache {
@@ -204,7 +215,7 @@ impl DiskCache {
         let core = &self.core;
         let conflict = |node: Arc<Node>| {
             let (kind, unsent_bytes) = core.unsent_of(&node)?;
-            let path = core.path_text(&node.handle);
+            let path = self.path_of(&node.handle);
             Some(Conflict { handle: node.handle, path, kind, unsent_bytes })
         };
         let mut all: Vec<_> = core.all_nodes().into_iter().filter_map(conflict).collect();
@@ -214,7 +225,7 @@ impl DiskCache {
 
     /// Resolves the conflict of a file. Returns the path under which a version was saved, if one
     /// was. [`Status::NOENT`] if the file is in no conflict.
-    pub async fn resolve(&self, file: &FileHandle, how: Resolution) -> Result<Option<String>> {
+    pub async fn resolve(&self, file: &FileHandle, how: Resolution) -> Result<Option<Vec<u8>>> {
         let node = self.core.known(file).ok_or(Error::Status(Status::NOENT))?;
         self.core.resolve(&node, how).await
     }

@@ -7,6 +7,8 @@ use std::sync::atomic::AtomicU64;
 use dashmap::DashMap;
 use gridvfs_vfs::{Caller, FileHandle, Vfs};
 use lru::LruCache;
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
@@ -102,6 +104,19 @@ impl Origin {
     }
 }
 
+/// Says if a part of a cache cannot be written to, before anything is done that needs it: segments and
+/// banks are made when they are needed, which is too late to be told.
+fn check_writable(dir: &Path) -> Result<(), OpenError> {
+    let parts = ["journal", "store", "store/banks"].map(|part| dir.join(part));
+    for path in std::iter::once(dir.to_path_buf()).chain(parts) {
+        match access(&path, AccessFlags::W_OK | AccessFlags::X_OK) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(error) => return Err(io_error(&path)(error.into())),
+        }
+    }
+    Ok(())
+}
+
 /// Removes the empty journals of sessions that shared a cache and were killed.
 fn remove_dead_journals(dir: &Path) {
     let Ok(entries) = std::fs::read_dir(dir) else { return };
@@ -162,6 +177,7 @@ impl DiskCache {
         };
         let root = buffer.root();
         let info = buffer.fsinfo(&own, &root).await?;
+        check_writable(&dir)?;
         let origin_path = dir.join("origin");
         let mut origin = Origin::now(&root);
         let before = Origin::read(&origin_path)?;

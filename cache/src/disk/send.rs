@@ -180,6 +180,10 @@ impl Core {
     async fn hand(&self, node: &Arc<Node>, lazy: bool) {
         let Ok(_slot) = self.sending.clone().acquire_owned().await else { return };
         let _turn = node.turn.lock().await;
+        if node.state.lock().failures > 0 {
+            // What the server still has to say of the attempt before is no answer to this one.
+            let _ = self.buffer.flush(&self.own, &node.handle).await;
+        }
         if let Err(error) = self.hand_batch(node, lazy).await {
             self.failed(node, &error, lazy);
         }
@@ -233,7 +237,6 @@ impl Core {
         state.handing = false;
         state.handed = state.handed.max(target);
         state.last_handed = Instant::now();
-        state.failures = 0;
         Ok(())
     }
 
@@ -437,6 +440,7 @@ impl Core {
             }
         }
         state.failing = None;
+        state.failures = 0;
         state.in_doubt = false;
         state.suspects.retain(|extent| extent.seq > target);
         node.note_dirty(&state);
@@ -477,8 +481,11 @@ impl Core {
         // Some of what was sent may have arrived.
         state.in_doubt |= lazy && state.said.sending_up_to.is_some();
         state.waiting_since.get_or_insert_with(Instant::now);
-        if silence {
-            state.silences += 1;
+        // A server that refuses data is asked less and less often: each time all of it travels.
+        let pause = RETRY_MIN.saturating_mul(1 << state.failures.min(10)).min(RETRY_MAX);
+        match silence {
+            true => state.silences += 1,
+            false => state.failures += 1,
         }
         if gone && lazy {
             self.find_conflict(node, &mut state, ConflictKind::Removed);
@@ -492,8 +499,6 @@ impl Core {
                     state.dirty.bytes(),
                 );
             }
-            let pause = RETRY_MIN.saturating_mul(1 << state.failures.min(10)).min(RETRY_MAX);
-            state.failures += 1;
             state.failing = Some(error.clone());
             state.retry_at = Some(Instant::now() + pause);
         }
@@ -544,8 +549,9 @@ impl Core {
                     Some(error @ Error::Unreachable(_)) if state.silences > silences => {
                         return Err(error.clone());
                     }
-                    Some(error @ Error::Status(_)) => return Err(error.clone()),
-                    _ => {}
+                    None | Some(Error::Unreachable(_) | Error::Interrupted) => {}
+                    // The server's, or damage of what is to be sent: waiting mends neither.
+                    Some(error) => return Err(error.clone()),
                 }
             }
             progress.await;

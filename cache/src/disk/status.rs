@@ -10,7 +10,7 @@ use super::node::Node;
 use super::options::{AtEnd, Policy, Settings};
 use super::{Core, DiskCache, DiskCounters};
 use crate::FileKey;
-use crate::store::{Usage, VerifyReport};
+use crate::store::{Geometry, Usage, VerifyReport};
 
 /// How much is unsent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -188,6 +188,18 @@ impl DiskCache {
         let mut files: Vec<_> = self.core.all_nodes().into_iter().filter_map(status).collect();
         files.sort_by(|a, b| a.path.cmp(&b.path));
         files
+    }
+
+    /// Returns the size and shape of the block store, which may be another than was asked for where
+    /// sessions share it.
+    pub fn geometry(&self) -> Geometry {
+        *self.core.store.geometry()
+    }
+
+    /// Returns the size and shape of the block store that was here before, if that was another than
+    /// was asked for: it has been made anew, empty.
+    pub fn replaced(&self) -> Option<Geometry> {
+        self.core.store.replaced().copied()
     }
 
     /// Returns the settings in force.

@@ -21,9 +21,9 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 
-use super::crash;
 use super::geometry::{HEADER_BYTES, Layout, mask};
 use super::{FileKey, Geometry, StoreError};
+use crate::crash::{self, Point};
 
 /// Read as a number, so that a machine of the other byte order sees another store.
 const MAGIC: u64 = u64::from_le_bytes(*b"GVFSTAG1");
@@ -242,10 +242,12 @@ impl Tags {
     pub fn install(&self, set: u32, way: u32, key: FileKey, frame: u32) {
         let word = &self.words(set)[way as usize];
         // In this order, so that a writer killed in between leaves a frame without valid blocks.
-        word.store(0, Release);
-        crash::point(crash::FRAME_AFTER_EVICT);
+        let evicted = word.swap(0, Release);
+        if self.split(evicted).1 != 0 {
+            crash::point(Point::FRAME_AFTER_EVICT);
+        }
         self.keys(set)[way as usize].store(key.0, Release);
-        crash::point(crash::FRAME_AFTER_KEY);
+        crash::point(Point::FRAME_AFTER_KEY);
         word.store(u64::from(frame) << 32, Release);
         self.installs().fetch_add(1, Relaxed);
         self.touch(set, way);

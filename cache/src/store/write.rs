@@ -7,11 +7,11 @@ use std::io;
 use std::ops::Range;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
-use super::crash;
 use super::geometry::{BLOCK_BYTES, mask};
 use super::locks::{Locks, SetGuard};
 use super::sum::checksum;
 use super::{FileKey, Store, StoreError};
+use crate::crash::{self, Point};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
@@ -227,9 +227,9 @@ impl Store {
             let count = part.len().div_ceil(BLOCK_BYTES) as u32;
             self.invalidate(set, way, mask(first, count));
         }
-        crash::point(crash::BLOCKS_AFTER_INVALID);
+        crash::point(Point::BLOCKS_AFTER_INVALID);
         self.banks.write(bank, place, data).map_err(|error| self.failed(bank, error))?;
-        crash::point(crash::BLOCKS_AFTER_DATA);
+        crash::point(Point::BLOCKS_AFTER_DATA);
 
         let mut number = from / BLOCK;
         for (set, first, part) in self.parts(set, from, data) {
@@ -244,7 +244,7 @@ impl Store {
                 };
                 sum.store(value, Release);
                 number += 1;
-                crash::point(crash::BLOCKS_AFTER_SUM);
+                crash::point(Point::BLOCKS_AFTER_SUM);
             }
             let count = part.len().div_ceil(BLOCK_BYTES) as u32;
             self.tags.words(set)[way as usize].fetch_or(mask(first, count).into(), Release);

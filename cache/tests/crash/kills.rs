@@ -43,8 +43,14 @@ impl Death {
         }
         // All points in turn, whatever the dice say.
         let index = (seed.wrapping_mul(KILLS_PER_WORLD) + turn) as usize % Point::ALL.len();
-        let often = Point::ALL[index].name().starts_with("JOURNAL_");
-        Self::At(Point::ALL[index], 1 + dice.below(if often { 30 } else { 5 }))
+        let name = Point::ALL[index].name();
+        // As often as they come by: segments are deleted once in a while.
+        let passages = match name {
+            _ if name.ends_with("_DELETE") => 2,
+            _ if name.starts_with("JOURNAL_") || name.starts_with("BLOCKS_") => 30,
+            _ => 5,
+        };
+        Self::At(Point::ALL[index], 1 + dice.below(passages))
     }
 }
 
@@ -66,7 +72,7 @@ fn child() {
         crash::arm(name, count.parse().expect("number")).expect("armed");
     }
     let mut log = File::options().append(true).open(folder.join("log")).expect("log");
-    let world = World::at(&folder, settings_of(seed));
+    let world = world_of(&folder, seed);
     run(&world, &Orders { seed, histories, first_step }, &mut log);
 }
 
@@ -173,7 +179,7 @@ fn look(folder: &Path, orders: &Orders) -> Result<(), String> {
     let seed = orders.seed;
     let check = || {
         let candidates: Vec<_> = orders.histories.iter().map(|steps| after(seed, steps)).collect();
-        let world = World::at(folder, settings_of(seed));
+        let world = world_of(folder, seed);
         let session = world.open();
         let chosen = choose(&read_all(&session), &candidates);
         session.wait(session.cache.write_back()).expect("written back");

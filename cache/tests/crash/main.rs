@@ -3,6 +3,7 @@
 
 mod damage;
 mod kills;
+mod older;
 mod power;
 mod program;
 mod trouble;

@@ -8,12 +8,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use gridvfs_cache::disk::{AtEnd, Consistency, Policy, Settings};
+use gridvfs_cache::store::Geometry;
 use gridvfs_vfs::{Allocation, CreateHow, SetAttr, SetTime, Time, Vfs};
 
 use super::world::{Session, World, pattern, settings};
 
 pub const FILES: u64 = 3;
 const SIZE: u64 = 300 * 1024;
+/// A cache that holds half of a world's files: eight frames.
+const SMALL: Geometry =
+    Geometry { size_bytes: 512 << 10, banks: 2, ways: 4, frame_bytes: 64 << 10 };
 /// A process that nobody has killed by then ends in order.
 pub const STEPS: u64 = 50;
 
@@ -180,6 +184,16 @@ pub fn settings_of(seed: u64) -> Settings {
     let at_end = if dice.below(5) == 0 { AtEnd::Preserve } else { AtEnd::WriteBack };
     let writeback_delay = Duration::from_millis(delay);
     Settings { at_end, writeback_delay, ..settings(policy, consistency) }
+}
+
+/// The world of a seed, in a folder that somebody else has made. In some the cache is too small for
+/// the files, so that frames are evicted all the time.
+pub fn world_of(folder: &Path, seed: u64) -> World {
+    let mut world = World::at(folder, settings_of(seed));
+    if Dice::new(seed.wrapping_mul(7)).below(3) == 0 {
+        world.geometry = SMALL;
+    }
+    world
 }
 
 /// Reads all files through the cache.

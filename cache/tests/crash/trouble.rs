@@ -110,6 +110,24 @@ fn a_server_that_is_full_in_the_middle_is_no_conflict() {
 }
 
 #[test]
+fn a_server_that_stays_full_is_asked_less_and_less_often() {
+    let world = lazy_world();
+    let session = world.open();
+    let file = session.create("a");
+    session.write(&file, 0, &[1; 5000]).expect("written");
+    session.far.refuse.store(Status::NOSPC.0, Ordering::SeqCst);
+    session.wait(session.cache.write_back()).expect_err("refused");
+    let before = session.far.calls.load(Ordering::SeqCst);
+    std::thread::sleep(Duration::from_secs(3));
+    let calls = session.far.calls.load(Ordering::SeqCst) - before;
+    // After 0.2 s, 0.4 s, 0.8 s and 1.6 s, with three or four calls each; fewer on a slow machine.
+    assert!(calls < 25, "{calls} calls");
+    session.far.refuse.store(0, Ordering::SeqCst);
+    session.wait(session.cache.write_back()).expect("not only when its turn comes");
+    session.close().expect("ended");
+}
+
+#[test]
 fn two_sessions_do_not_share_a_directory() {
     let world = lazy_world();
     let session = world.open();

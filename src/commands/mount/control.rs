@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use gridvfs_cache::DiskCache;
-use gridvfs_cache::disk::{Consistency, Policy, Settings};
+use gridvfs_cache::disk::{Conflict, Consistency, Policy, Settings};
 use gridvfs_metadata::MetaLayer;
-use gridvfs_vfs::{FileHandle, Vfs};
+use gridvfs_vfs::Vfs;
 use serde_json::{Value, json};
 
 use super::Plan;
@@ -300,9 +300,9 @@ impl SessionControl {
 
     fn conflicts(&self) -> Result<Value> {
         let cache = self.cache()?;
-        let conflict = |conflict: gridvfs_cache::disk::Conflict| {
+        let conflict = |conflict: Conflict| {
             json!({
-                "path": files::path_value(cache, &conflict.handle),
+                "path": conflict_path(&conflict),
                 "kind": conflict.kind.to_string(),
                 "unsent_bytes": conflict.unsent_bytes,
             })
@@ -316,18 +316,20 @@ impl SessionControl {
         let how = arguments["how"].as_str().unwrap_or_default();
         let how = how.parse().map_err(anyhow::Error::msg)?;
         let listed = cache.conflicts();
-        let is_it = |handle: &FileHandle| cache.path_of(handle).is_some_and(|known| known == path);
-        let file = listed.iter().map(|conflict| &conflict.handle).find(|handle| is_it(handle));
-        let Some(file) = file else {
+        // Its bytes, or else as people are told of it: few shells take bytes that are no text.
+        let is_it = |conflict: &&Conflict| conflict.path.as_ref() == Some(&path);
+        let is_told =
+            |conflict: &&Conflict| paths::text(&conflict_path(conflict)).as_bytes() == path;
+        let Some(file) = listed.iter().find(is_it).or_else(|| listed.iter().find(is_told)) else {
             let text = paths::text(&arguments["path"]);
             return Err(Hinted::error(
                 format!("{text} is in no conflict"),
                 format!("gridvfs conflicts {} lists those that are", self.record.name),
             ));
         };
-        let saved = cache.resolve(file, how).await;
+        let saved = cache.resolve(&file.handle, how).await;
         let saved = saved.map_err(|error| anyhow::anyhow!("{}", files::plain(&error)))?;
-        Ok(json!({ "saved": saved }))
+        Ok(json!({"saved": saved.map(|path| paths::to_value(&path))}))
     }
 
     /// Starts or ends a recording of what is touched, or tells what was.
@@ -366,6 +368,14 @@ impl SessionControl {
         let cache = self.cache()?;
         let bytes = arguments["bytes"].as_u64().context("bytes: a number is expected")?;
         Ok(json!({"freed_bytes": cache.prune(bytes)}))
+    }
+}
+
+/// A conflict's path for a reply; the file's handle if nobody knows its path.
+fn conflict_path(conflict: &Conflict) -> Value {
+    match &conflict.path {
+        Some(path) => paths::to_value(path),
+        None => json!(format!("{:?}", conflict.handle)),
     }
 }
 

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use env_logger::WriteStyle;
+use gridvfs_cache::DiskCache;
 use gridvfs_cache::disk::{AtEnd, Consistency, Policy, Unsent};
+use gridvfs_cache::store::Geometry;
 use gridvfs_fuse::{MountOptions, Session, SessionOptions};
 use serde_json::{Value, json};
 
@@ -141,11 +143,14 @@ fn words(plan: &Plan, record: &Record, cache: Option<&Cache>) -> String {
                 "unsent_bytes": unsent.map_or(0, |unsent| unsent.bytes),
                 "unsent_files": unsent.map_or(0, |unsent| unsent.files),
                 "unsent_kept": kept,
+                "emptied": cache.disk.replaced().is_some(),
             });
         }
         return format!("{words}\n");
     }
-    let (Some(unsent), Some(cache)) = (unsent, cache) else { return String::new() };
+    let Some(cache) = cache else { return String::new() };
+    let shape = shape_words(&cache.disk, &plan.settings.cache.geometry);
+    let Some(unsent) = unsent else { return shape };
     let found = format!("{} of an earlier session not yet sent", unsent_text(unsent));
     let (name, settings) = (&record.name, cache.disk.settings());
     let becomes = match (settings.policy, settings.at_end) {
@@ -159,7 +164,33 @@ fn words(plan: &Plan, record: &Record, cache: Option<&Cache>) -> String {
         0 => String::new(),
         count => format!("\n{count} in conflict: gridvfs conflicts {name}"),
     };
-    format!("{found}: {becomes}{conflicts}\n")
+    format!("{shape}{found}: {becomes}{conflicts}\n")
+}
+
+/// Says if a cache has another size or shape than it had, or than is wanted.
+fn shape_words(cache: &DiskCache, wanted: &Geometry) -> String {
+    let text = |geometry: &Geometry| {
+        let Geometry { size_bytes, banks, ways, frame_bytes } = *geometry;
+        let (size, frame) = (bytes_text(size_bytes), frame_bytes >> 10);
+        format!(
+            "{size} ({}, {}, frames of {frame} KiB)",
+            count_text(banks.into(), "bank"),
+            count_text(ways.into(), "way")
+        )
+    };
+    let now = cache.geometry();
+    match cache.replaced() {
+        Some(before) => format!(
+            "the cache had {} and has been made anew, empty, with {}: nothing unsent is lost, what \
+             was read is fetched again\n",
+            text(&before),
+            text(&now)
+        ),
+        None if now != *wanted => {
+            format!("the cache is shared and keeps {}, not {}\n", text(&now), text(wanted))
+        }
+        None => String::new(),
+    }
 }
 
 fn unsent_text(unsent: Unsent) -> String {

@@ -1,52 +1,96 @@
-//! A writer that dies at each named place.
+//! A process that dies at each named point of a write, under the eyes of another that uses the store.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
 
 use super::*;
+use crate::crash::{self, Point};
 
-/// Runs a write that dies at a place; returns whether it came there.
-fn die_at(place: &'static str, write: impl FnOnce()) -> bool {
-    crash::STOP_AT.set(place);
-    let died = catch_unwind(AssertUnwindSafe(write)).is_err();
-    crash::STOP_AT.set("");
-    died
+const DIR: &str = "GRIDVFS_TEST_STORE_DIR";
+const STEP: &str = "GRIDVFS_TEST_STORE_STEP";
+const POINT: &str = "GRIDVFS_TEST_CRASH_POINT";
+
+/// One set of two ways.
+const GEOMETRY: Geometry =
+    Geometry { size_bytes: 32 << 10, banks: 1, ways: 2, frame_bytes: 16 << 10 };
+const OLD: FileKey = FileKey(1);
+const OTHER: FileKey = FileKey(2);
+const NEW: FileKey = FileKey(3);
+
+fn blocks(key: FileKey, version: u64) -> Vec<u8> {
+    (0..4).flat_map(|number| versioned(key, number, version)).collect()
+}
+
+/// The process that dies; does nothing when run as a test.
+#[test]
+fn child() {
+    let variable = |name| std::env::var(name).ok();
+    let (Some(dir), Some(step), Some(point)) = (variable(DIR), variable(STEP), variable(POINT))
+    else {
+        return;
+    };
+    let store = Store::open(dir.as_ref(), &GEOMETRY, true).unwrap();
+    crash::arm(&point, 1).unwrap();
+    match step.as_str() {
+        "put" => store.put(NEW, 0, &blocks(NEW, 1)),
+        "put again" => store.put(OTHER, 0, &blocks(OTHER, 2)),
+        "patch" => store.patch(OTHER, 5000, &[1; 50], false),
+        _ => panic!("{step}"),
+    }
+    .unwrap();
+}
+
+/// Runs a write that dies at a point; returns whether it came there.
+fn die_at(point: Point, dir: &Path, step: &str) -> bool {
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "store::tests::crashing::child", "--nocapture", "--test-threads=1"])
+        .env(DIR, dir)
+        .env(STEP, step)
+        .env(POINT, point.name())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success() || status.signal() == Some(9), "{point:?}, {step}: {status}");
+    !status.success()
 }
 
 #[test]
 fn a_writer_that_dies_leaves_right_or_missing_blocks() {
-    // One set of two ways, both taken.
-    let geometry = Geometry { size_bytes: 32 << 10, banks: 1, ways: 2, frame_bytes: 16 << 10 };
-    let [old, other, new] = [1, 2, 3].map(FileKey);
-    let blocks = |key, version| -> Vec<u8> {
-        (0..4).flat_map(|number| versioned(key, number, version)).collect()
-    };
-    for place in crash::ALL {
+    if !cfg!(debug_assertions) {
+        return;
+    }
+    let of_the_store =
+        |point: &&Point| ["FRAME_", "BLOCKS_"].iter().any(|part| point.name().starts_with(part));
+    let points: Vec<_> = Point::ALL.iter().filter(of_the_store).collect();
+    assert!(points.contains(&&Point::FRAME_AFTER_EVICT));
+    for point in points {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), &geometry, false).unwrap();
+        let store = Store::open(dir.path(), &GEOMETRY, true).unwrap();
         let check = |oldest: [u64; 3]| {
-            for (key, oldest) in [old, other, new].into_iter().zip(oldest) {
+            for (key, oldest) in [OLD, OTHER, NEW].into_iter().zip(oldest) {
                 for number in 0..4 {
                     if let Some(data) = read_block(&store, key, number) {
-                        assert!(version_of(key, number, &data) >= oldest, "{place}");
+                        assert!(version_of(key, number, &data) >= oldest, "{point:?}");
                     }
                 }
             }
             // A bad block would have been right by its tag.
-            assert_eq!(store.verify(&mut |_, _| {}).bad_count, 0, "{place}");
-            assert_eq!(count(&store.counters().repaired), 0, "{place}");
+            assert_eq!(store.verify(&mut |_, _| {}).bad_count, 0, "{point:?}");
+            assert_eq!(count(&store.counters().repaired), 0, "{point:?}");
         };
-        store.put(old, 0, &blocks(old, 1)).unwrap();
-        store.put(other, 0, &blocks(other, 1)).unwrap();
-        let mut died = die_at(place, || store.put(new, 0, &blocks(new, 1)).unwrap());
+        store.put(OLD, 0, &blocks(OLD, 1)).unwrap();
+        store.put(OTHER, 0, &blocks(OTHER, 1)).unwrap();
+        let mut died = die_at(*point, dir.path(), "put");
         check([1, 1, 1]);
-        assert_eq!(read_block(&store, other, 0), Some(versioned(other, 0, 1)));
-        died |= die_at(place, || store.put(other, 0, &blocks(other, 2)).unwrap());
+        assert_eq!(read_block(&store, OTHER, 0), Some(versioned(OTHER, 0, 1)));
+        died |= die_at(*point, dir.path(), "put again");
         check([1, 1, 1]);
-        store.put(other, 4096, &blocks(other, 2)[4096..8192]).unwrap();
-        died |= die_at(place, || store.patch(other, 5000, &[1; 50], false).unwrap());
-        assert!(died, "nothing comes by {place}");
+        store.put(OTHER, 4096, &blocks(OTHER, 2)[4096..8192]).unwrap();
+        died |= die_at(*point, dir.path(), "patch");
+        assert!(died, "nothing comes by {point:?}");
         // Life goes on: no lock is held, every block can be stored again.
-        for key in [old, other, new] {
+        for key in [OLD, OTHER, NEW] {
             store.put(key, 0, &blocks(key, 3)).unwrap();
             assert_eq!(read_block(&store, key, 3), Some(versioned(key, 3, 3)));
         }

@@ -40,9 +40,11 @@ fn a_store_is_found_again_and_remade_for_another_geometry() {
     assert_eq!(open(&small(), false).bytes_of(KEY, 9000), 9000);
     let store = open(&other, true);
     assert_eq!((*store.geometry(), store.bytes_of(KEY, 9000)), (small(), 9000));
+    assert_eq!(store.replaced(), None);
     drop(store);
     let store = open(&other, false);
     assert_eq!((*store.geometry(), store.bytes_of(KEY, 9000)), (other, 0));
+    assert_eq!(store.replaced(), Some(&small()));
     assert_eq!(store.usage().disk_bytes, 0);
     assert_eq!(listing(dir.path()), ["banks", "format", "lock", "tags"]);
 }
