@@ -17,7 +17,7 @@ usage: suspend.sh GUEST_DIR STATE_DIR [options]
   --memory MIB     default 256
   --settle S       seconds between readiness and suspension (default 2)
   --add FILE.tar   the guest unpacks it over its root directory first (debian.sh's only)
-  --timeout S      for a boot (default 300)
+  --timeout S      for a boot (default 600)
   --accel NAME     tcg (default), kvm
 USAGE
 }
@@ -25,7 +25,7 @@ USAGE
 say() { printf 'suspend: %s\n' "$*" >&2; }
 die() { printf 'suspend: error: %s\n' "$*" >&2; exit 1; }
 
-from="" to="" name="" memory=256 settle=2 add="" timeout=300 accel=tcg
+from="" to="" name="" memory=256 settle=2 add="" timeout=600 accel=tcg
 while (($#)); do
     case $1 in
         --name) name=${2:?}; shift 2 ;;
@@ -116,11 +116,11 @@ ask() {
     done
     [[ ${answer-} == *'"return"'* ]] || die "QEMU says: ${answer:-nothing}"
 }
-# until_console WORDS: waits for a line that begins with them.
+# until_console WORDS: waits for them; a prompt may be on their line.
 until_console() {
     local tenths=0
-    until grep -qs "^$1" console.log; do
-        kill -0 "$qemu_pid" 2>/dev/null || { grep -qs "^$1" console.log && return; die "QEMU ended: $(tail -n 1 "$scratch/qemu.log")"; }
+    until grep -qs "$1" console.log; do
+        kill -0 "$qemu_pid" 2>/dev/null || { grep -qs "$1" console.log && return; die "QEMU ended: $(tail -n 1 "$scratch/qemu.log")"; }
         ((tenths++ < timeout * 10)) || die "the guest did not say $1 within $timeout s"
         sleep 0.1
     done

@@ -82,7 +82,9 @@ fn ask(stream: &mut UnixStream, cli: &Cli, end: Instant) -> Result<(Vec<u8>, u8)
             match stream.read(&mut buffer) {
                 Ok(0) => bail!("QEMU has closed the port"),
                 Ok(count) => seen.extend_from_slice(&buffer[..count]),
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
+                {
                     break;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
