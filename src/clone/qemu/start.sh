@@ -21,10 +21,11 @@ if [ -n "$incoming" ]; then
     fi
     : >resumed || exit 1
 fi
+more=""
 for argument; do
-    more="${more-} '$(printf %s "$argument" | sed "s/'/'\\\\''/g")'"
+    more="$more '$(printf %s "$argument" | sed "s/'/'\\\\''/g")'"
 done
-eval "set -- $(grep -v '^ *#' qemu.args | tr '\n' ' ') ${more-}"
+eval "set -- $(grep -v '^ *#' qemu.args | tr '\n' ' ') $more"
 if [ -n "$commands" ]; then
     # Some things can only be said to QEMU's monitor, before it reads the state.
     rm -f resume.in resume.out
