@@ -185,8 +185,8 @@ fn a_clone_is_whole_or_not_there() {
     let two = rig.folder.join("clones/two");
     for (spoil, wanted) in [
         ("truncate -s 1M vm/memory", "1048576 bytes of the 16777216"),
-        ("rm vm/disk.raw", "disk.raw, which is not there"),
-        (": >vm/state; touch vm/disk.raw; truncate -s 16M vm/memory", "is empty"),
+        ("truncate -s 16M vm/memory; rm vm/disk.raw", "disk.raw, which is not there"),
+        (": >vm/state; touch vm/disk.raw", "is empty"),
         ("rm vm/qemu.args", "looked for qemu.args"),
     ] {
         shell(&rig.export, spoil);
