@@ -14,7 +14,7 @@ DEPS := tests/support/deps.sh
 SCRIPTS := .ci/run $(wildcard bench/*.sh bench/cache/*.sh tests/support/*.sh bench/guest/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-bench build demo test test-crash bench-link bench-cache bench-fetch fmt lint clean install
+.PHONY: help deps deps-bench build demo test test-crash bench-link bench-cache bench-fetch bench-clone fmt lint clean install
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,7 +29,7 @@ build: ## Build everything, optimised, into target/release
 	@$(DEPS) build
 	$(CARGO) build --release --workspace
 
-demo: ## Boot a small VM whose disk lies behind an emulated 32 ms link
+demo: ## Boot and clone a small VM whose state lies behind an emulated 32 ms link
 	@$(DEPS) build demo
 	$(CARGO) build --release --workspace
 	@bench/demo.sh
@@ -59,6 +59,11 @@ bench-fetch: ## Measure the ways to read a whole memory file over the emulated l
 	@$(DEPS) build test bench
 	$(CARGO) build --release --workspace
 	@bench/fetch.sh $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_OPTIONS)
+
+bench-clone: ## Measure clones of a suspended Debian over the link against a local clone and others (ROWS=, ROUNDS=)
+	@$(DEPS) build test bench
+	$(CARGO) build --release --workspace
+	@bench/clone.sh $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_OPTIONS)
 
 fmt: ## Format the source
 	$(CARGO) fmt --all

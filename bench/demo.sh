@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The demonstration behind `make demo`: a VM boots here from a disk that lies
-# behind an emulated wide-area link.
+# behind an emulated wide-area link, and a suspended one is cloned twice over it.
 #
 # Everything it starts is its own and ends with it, however it ends: the link,
 # an SSH server at its far end, the mount, the guest. As root the link is real
@@ -37,18 +37,19 @@ PATH=$PATH:/usr/sbin:/sbin
 programs=${CARGO_TARGET_DIR:-$root/target}/release
 gridvfs=$programs/gridvfs
 wan=$programs/gridvfs-wan
+ask=$programs/gridvfs-ask
 support=$root/tests/support
 ((EUID == 0)) || relay=1
 
 step_number=0
-step() { step_number=$((step_number + 1)); printf '\n[%d/6] %s\n' "$step_number" "$*"; }
+step() { step_number=$((step_number + 1)); printf '\n[%d/8] %s\n' "$step_number" "$*"; }
 note() { printf '      %s\n' "$*"; }
 die() { printf '\ndemo: error: %s\n' "$*" >&2; exit 1; }
 
-for program in "$gridvfs" "$wan"; do
+for program in "$gridvfs" "$wan" "$ask"; do
     [[ -x $program ]] || die "$program is not built: run \`make demo\` (or \`make build\`)"
 done
-for program in qemu-system-x86_64 sshd jq debugfs; do
+for program in qemu-system-x86_64 qemu-img sshd jq debugfs; do
     command -v "$program" >/dev/null || die "$program is missing: \`make deps\` installs it where it can"
 done
 [[ -e /dev/fuse ]] || die "/dev/fuse is missing: this kernel or container offers no FUSE (try: sudo modprobe fuse)"
@@ -62,12 +63,15 @@ export XDG_CACHE_HOME=$run/cache
 # The far side's login may be another process than ours; the near one is not.
 chmod 755 "$run"
 link=demo-$$
-link_is_up="" relay_pid="" mounted="" near_address="" near_port=""
+link_is_up="" relay_pid="" mounted="" near_address="" near_port="" guest_pids=()
 mnt=$run/mnt
 
 undo() {
     local status=$?
     trap '' INT TERM
+    for pid in ${guest_pids[@]+"${guest_pids[@]}"}; do
+        { kill "$pid" && wait "$pid"; } 2>/dev/null || true
+    done
     if [[ -n $mounted ]]; then
         # Never waits for a link that may be what failed.
         timeout 20 "$gridvfs" umount "$mnt" >/dev/null 2>&1 || fusermount3 -u -z "$mnt" 2>/dev/null || true
@@ -208,4 +212,50 @@ row "disk of the VM" "$(mib "$disk_bytes") ($(mib "$used_bytes") in use)"
 row "moved from the state server" "$(mib "$received")"
 row "moved to the state server" "$(mib "$sent")"
 row "moved, against the whole disk" "$(awk -v part="$((received + sent))" -v all="$disk_bytes" 'BEGIN { printf "%.1f %%", 100 * part / all }')"
+echo
+
+# --- 7: a golden VM that is suspended ---------------------------------------------------
+
+step "Golden VM: the same guest, booted and suspended with its memory"
+suspended=${CARGO_TARGET_DIR:-$root/target}/guest-suspended
+if [[ ! -s $suspended/state || $suspended/state -ot ${CARGO_TARGET_DIR:-$root/target}/guest/guest.info ]]; then
+    rm -rf "$suspended"
+    "$root/bench/guest/suspend.sh" "${CARGO_TARGET_DIR:-$root/target}/guest" "$suspended"
+fi
+cp --sparse=always -r "$suspended" "$run/state/suspended"
+note "memory $(mib "$(stat -c %s "$suspended/memory")"), disk $(mib "$(stat -c %s "$suspended/disk.raw")"); the state server's copy: $run/state/suspended"
+
+# --- 8: two clones ------------------------------------------------------------------------
+
+step "gridvfs clone, twice: linked memory and disk, a redo log each, from start to first answer"
+${near[@]+"${near[@]}"} "$gridvfs" mount "gvhost:$run/state/suspended" "$mnt" \
+    -o "ssh_command=$ssh_command,consistency=read-only-shared" || die "gridvfs mount failed"
+mounted=1
+clone_times=() clone_bytes=()
+for name in first second; do
+    before=$(received_bytes) begin=${EPOCHREALTIME/[.,]/}
+    "$gridvfs" clone "$mnt" "$run/$name" >"$run/$name.words" || die "gridvfs clone failed"
+    "$run/$name/start" </dev/null >"$run/$name.log" 2>&1 &
+    guest_pids+=($!)
+    uptime=$("$ask" --timeout 300 "$run/$name/shell.sock" 'cut -d" " -f1 /proc/uptime') ||
+        die "the clone does not answer (see $run/$name.log)"
+    clone_times+=($((${EPOCHREALTIME/[.,]/} - begin)))
+    clone_bytes+=($(($(received_bytes) - before)))
+    sed 's/^/      /' "$run/$name.words"
+    note "it answers, and has been up for $uptime s by its own clock"
+done
+for pid in "${guest_pids[@]}"; do
+    kill "$pid"
+    wait "$pid" 2>/dev/null || true
+done
+guest_pids=()
+"$gridvfs" umount "$mnt" || die "gridvfs umount failed"
+mounted=""
+
+echo
+seconds() { awk -v us="$1" 'BEGIN { printf "%.2f s", us / 1e6 }'; }
+for number in 0 1; do
+    names=("first clone" "second clone")
+    row "${names[number]}, to its first answer" "$(seconds "${clone_times[number]}"), $(mib "${clone_bytes[number]}") moved"
+done
 echo

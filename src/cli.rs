@@ -53,6 +53,13 @@ Options (-o) of metadata files (gridvfs meta):
                            need next time (default: on)
   action=NAME:COMMAND      a command that a metadata file may name; repeatable";
 
+const CLONE_HELP: &str = "\
+GOLDEN_DIR holds one of
+  qemu.args  a QEMU command line, and the memory file, device state and disks that it names
+  *.vmx      a suspended VMware VM: *.vmss, *.vmem, *.vmdk
+  *.cfg      a Xen VM: disk images and a checkpoint of xl save
+It is only read. docs/cloning.md says more.";
+
 #[derive(Subcommand)]
 enum Command {
     /// Mount a directory of a state server
@@ -79,6 +86,9 @@ enum Command {
     Profile(ProfileArgs),
     /// Metadata files: what is known of files beforehand, kept beside them on the state server
     Meta(MetaArgs),
+    /// Make a VM of one's own from a suspended golden VM
+    #[command(after_help = CLONE_HELP)]
+    Clone(CloneArgs),
     /// The server side: started by `gridvfs mount` over ssh, or standing
     Proxy(ProxyArgs),
 }
@@ -267,6 +277,50 @@ pub struct CachePathsArgs {
     pub json: bool,
 }
 
+/// Arguments of `gridvfs clone`.
+#[derive(Args)]
+pub struct CloneArgs {
+    /// The golden VM's directory, on a mount or not
+    #[arg(value_name = "GOLDEN_DIR")]
+    pub golden: PathBuf,
+    /// The clone's directory, which is made
+    #[arg(value_name = "CLONE_DIR")]
+    pub clone: PathBuf,
+    /// The clone's name (default: its directory's)
+    #[arg(long)]
+    pub name: Option<String>,
+    /// MAC addresses for its network cards, in their order (default: made up)
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    pub mac: Vec<String>,
+    /// Further settings: a QEMU option, a key of a .vmx or of a Xen configuration; repeatable
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// How it gets its memory
+    #[arg(long, value_enum, default_value_t = MemoryWay::Auto)]
+    pub memory: MemoryWay,
+    /// The configuration, if GOLDEN_DIR has several
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<String>,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How a clone gets its memory.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum MemoryWay {
+    /// A reflink, else a link if nothing writes it, else a copy
+    Auto,
+    /// A copy, without zeros
+    Copy,
+    /// A link to the golden file
+    Link,
+    /// A reflink, or an error
+    Reflink,
+    /// Not at all: it is booted
+    None,
+}
+
 /// Arguments of `gridvfs proxy`.
 #[derive(Args)]
 pub struct ProxyArgs {
@@ -351,6 +405,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
         Command::Cache(args) => commands::cache::run(args.command),
         Command::Profile(args) => commands::profile::run(args),
         Command::Meta(args) => commands::meta::run(args.command),
+        Command::Clone(args) => commands::clone::run(args),
         Command::Proxy(args) => commands::proxy::run(args.command),
     }
 }

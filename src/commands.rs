@@ -1,6 +1,7 @@
 //! The verbs of the command line, one module each.
 
 pub mod cache;
+pub mod clone;
 pub mod conflicts;
 pub mod meta;
 pub mod mount;

@@ -3,6 +3,7 @@
 
 mod cache_dir;
 mod cli;
+mod clone;
 mod commands;
 mod daemon;
 mod directories;

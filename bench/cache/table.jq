@@ -14,10 +14,10 @@ def below:
     | join("; ");
 
 .meta as $meta
-| "# make bench-cache",
+| "# make bench-\($meta.bench)",
   "",
   "\($meta.date), \($meta.kernel), \($meta.processors) processors, load \($meta.load_before) before and \($meta.load) after; "
-  + "\($meta.gridvfs) (\($meta.commit)), \($meta.fio), \($meta.iperf3); link \($meta.rtt), \($meta.rate); "
+  + "\([$meta.gridvfs + " (\($meta.commit))", $meta.tools[]] | join(", ")); link \($meta.rtt), \($meta.rate); "
   + "cache on \($meta.disk). Medians of \($meta.rounds) rounds; a ratio is the median of the rounds' ratios.",
   "",
   "| row | what | unit | ours | reference | ratio | goal | verdict |",

@@ -176,6 +176,11 @@ impl Client {
         Ok(Self { reader: BufReader::new(UnixStream::connect(path)?) })
     }
 
+    /// From now on an answer that does not come in this time is an error.
+    pub fn limit(&mut self, time: std::time::Duration) -> Result<()> {
+        Ok(self.reader.get_ref().set_read_timeout(Some(time))?)
+    }
+
     /// Sends a request without waiting for its reply.
     pub fn send(&mut self, verb: &str) -> Result<()> {
         self.send_with(verb, Value::Null, false)

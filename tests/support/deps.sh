@@ -44,6 +44,8 @@ test bench  | jq                | jq                  | tests that read JSON fro
 bench       | iperf3            | iperf3              | make bench-link
 bench       | sshfs             | sshfs               | the comparison with sshfs
 bench       | rclone            | rclone              | the comparison with rclone
+bench       | mmdebstrap        | mmdebstrap          | make bench-clone
+bench       | fakeroot          | fakeroot            | make bench-clone without root
 bench       | texlive-latex-base | pdflatex           | the LaTeX row of make bench-cache
 LIST
 }

@@ -1,0 +1,324 @@
+#!/usr/bin/env bash
+# Cloning a suspended VM over the emulated link: the time from the start of the clone to
+# the guest's first answer, and the bytes that crossed the link for it, against a local
+# clone and against what one would do without GridVFS. The guest is a Debian of 320 MB
+# memory and a 1.6 GB disk (bench/guest/debian.sh), under QEMU's own CPU emulation.
+#
+# Prints a table and leaves it, with every figure as JSON, in bench/results. A missed
+# goal is an exit status of 1. What this build does not have (metadata, profiles) is
+# skipped, and said.
+set -euo pipefail
+
+ROWS=(meta peers first other boot)
+
+usage() {
+    cat <<'USAGE'
+usage: clone.sh [--rows NAME,...] [--rounds N] [--golden DIR] [--other DIR]
+                [--disk DIR] [--rtt DELAY] [--rate RATE]
+  --rows         some of: meta peers first other boot
+  --rounds 3     the table has medians
+  --golden DIR   a suspended VM of bench/guest/suspend.sh (default: a Debian, made if missing)
+  --other DIR    another one from the same base (the same)
+  --disk DIR     where clones, caches and local copies are (default: /var/tmp)
+  --rtt 32ms     round trip          --rate 1gbit  capacity of the link
+USAGE
+}
+
+rows="" rounds=3 golden="" other="" folder=/var/tmp rtt=32ms rate=1gbit
+while (($#)); do
+    case $1 in
+        --rows) rows=${2:?}; shift 2 ;;
+        --rounds) rounds=${2:?}; shift 2 ;;
+        --golden) golden=$(realpath "${2:?}"); shift 2 ;;
+        --other) other=$(realpath "${2:?}"); shift 2 ;;
+        --disk) folder=$(realpath "${2:?}"); shift 2 ;;
+        --rtt) rtt=${2:?}; shift 2 ;;
+        --rate) rate=${2:?}; shift 2 ;;
+        -h | --help) usage; exit 0 ;;
+        *) usage >&2; exit 2 ;;
+    esac
+done
+[[ $rounds =~ ^[1-9][0-9]*$ ]] || { usage >&2; exit 2; }
+IFS=, read -r -a chosen <<<"${rows:-$(IFS=,; echo "${ROWS[*]}")}"
+for row in "${chosen[@]}"; do
+    [[ " ${ROWS[*]} " == *" $row "* ]] || { echo "clone: no row $row: ${ROWS[*]}" >&2; exit 2; }
+done
+
+bench='clone'
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "$here/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=rows.sh
+. "$here/rows.sh"
+
+# --- The golden VMs -------------------------------------------------------------------
+
+# make_golden NAME [OPTION...]: prints where it is.
+make_golden() {
+    local target=${CARGO_TARGET_DIR:-$root/target} name=$1
+    shift
+    if [[ ! -s $target/golden/$name/state ]]; then
+        "$here/guest/debian.sh" "$target/guest-debian" >&2
+        rm -rf "$target/golden/$name"
+        "$here/guest/suspend.sh" "$target/guest-debian" "$target/golden/$name" --memory 320 --settle 10 "$@" >&2
+    fi
+    echo "$target/golden/$name"
+}
+wants() { [[ " ${chosen[*]} " == *" $1 "* ]]; }
+
+needs qemu-system-x86_64 qemu-img zstd
+[[ -x $programs/gridvfs-ask ]] || die "not built: run \`make build\`"
+golden=${golden:-$(make_golden debian)}
+if wants other && [[ -z $other ]]; then
+    other=$(make_golden debian-other --add "${CARGO_TARGET_DIR:-$root/target}/guest-debian/other.tar")
+fi
+
+link_up "$rtt" "$rate" "$folder"
+has() { "$gridvfs" "$@" --help >/dev/null 2>&1; } # VERB...: whether this build has it
+cp --sparse=always -r "$golden" "$work/far/golden"
+if wants other; then cp --sparse=always -r "$other" "$work/far/other"; fi
+# What is built on the server: without it, reads are plain ones.
+metadata=without
+meta_build() { # GOLDEN
+    "$gridvfs" meta build --zero --hash --action zstd "$work/far/$1/memory" >"$work/words.meta" 2>&1 &&
+        "$gridvfs" meta build --zero --hash "$work/far/$1/disk.raw" >>"$work/words.meta" 2>&1 ||
+        die "meta build: $(tail -n 1 "$work/words.meta")"
+}
+if has meta build; then
+    metadata=with
+    meta_build golden
+    if wants other; then meta_build other; fi
+fi
+
+# --- Measuring ---------------------------------------------------------------------------
+
+carried() { "$wan" status "$link" --json | jq .b_to_a.bytes; }
+
+# resume CLONE: starts it and waits for its answer; ends it.
+resume() {
+    local guest
+    "$1/start" </dev/null >"$work/words.guest" 2>&1 &
+    guest=$!
+    started "$guest"
+    "$programs/gridvfs-ask" --timeout 600 "$1/shell.sock" >/dev/null 2>"$work/words.ask" ||
+        die "no answer from $1: $(tail -n 1 "$work/words.ask") $(tail -n 1 "$work/words.guest")"
+    answered=$(now)
+    kill "$guest"
+    wait "$guest" 2>/dev/null || true
+}
+# clone_and_ask GOLDEN [COMMAND...]: COMMAND, which may bring GOLDEN here, comes first.
+# Sets `took` (seconds, to the first answer), `made` (of it: the clone itself) and
+# `bytes` (over the link, towards us).
+clone_and_ask() {
+    local from=$1 begin before cloned place=$disk/clones/one
+    shift
+    rm -rf "$place"
+    before=$(carried) begin=$(now)
+    if (($#)); then "$@" >"$work/words.copy" 2>&1 || die "$*: $(tail -n 1 "$work/words.copy")"; fi
+    "$gridvfs" clone "$from" "$place" --json >"$work/clone.json" 2>"$work/words.clone" ||
+        die "gridvfs clone: $(tail -n 1 "$work/words.clone")"
+    cloned=$(now)
+    resume "$place"
+    took=$(calc "($answered - $begin) / 1e6") made=$(calc "($cloned - $begin) / 1e6")
+    bytes=$(($(carried) - before))
+    rm -rf "$place"
+}
+mib() { calc "$1 / 1048576"; }
+local_golden() {
+    [[ -d $disk/golden ]] || cp --sparse=always -r "$golden" "$disk/golden"
+}
+local_clone() {
+    local_golden
+    clone_and_ask "$disk/golden"
+}
+# One that is not counted: programs and the golden VM are in the page cache then.
+warm() { local_clone; }
+
+mount_golden() { # [OPTION]
+    # Nobody changes a golden VM.
+    mount_far "cache_dir=$disk/cache,consistency=read-only-shared${1:+,$1}"
+}
+kept() { # NAME: the figure that another row has left, or nothing
+    jq -s --arg name "$1" '[.[] | select(.kind == "kept" and .name == $name) | .value] | sort | .[length / 2 | floor] // empty' "$work/lines"
+}
+keep() { line kept "$1" --arg name "$1" --argjson value "$2"; }
+
+# --- Rows ----------------------------------------------------------------------------------
+
+row_meta() {
+    local round begin read built
+    row meta "meta build --zero --hash of the memory, per core" MB/s "sequential read" ">=0.8"
+    has meta build || { skip meta "this build has no gridvfs meta"; return; }
+    for ((round = 1; round <= rounds; round++)); do
+        begin=$(now)
+        dd if="$work/far/golden/memory" of=/dev/null bs=1M status=none
+        read=$(($(now) - begin)) begin=$(now)
+        taskset -c 0 "$gridvfs" meta build --zero --hash "$work/far/golden/memory" >"$work/words.meta" 2>&1 ||
+            die "meta build: $(tail -n 1 "$work/words.meta")"
+        built=$(($(now) - begin))
+        sample meta "$(calc "$(stat -c %s "$work/far/golden/memory") / $built")" \
+            "$(calc "$(stat -c %s "$work/far/golden/memory") / $read")"
+    done
+    meta_build golden
+}
+
+scp_all() { "${near[@]}" scp -q -r -F "$config" "gvhost:$work/far/golden" "$disk/copy"; }
+tar_all() {
+    mkdir "$disk/copy"
+    # shellcheck disable=SC2016 # for the inner shell
+    "${near[@]}" bash -c 'ssh -F "$1" gvhost "tar -C $2 -S -c golden | zstd -3 -T0" | zstd -d | tar -x --strip-components=1 -C "$3"' \
+        tar "$config" "$work/far" "$disk/copy"
+}
+peer() { # NAME GOLDEN [COMMAND...]
+    clone_and_ask "${@:2}"
+    sample "$1" "$took"
+    detail "$1" "MiB over the link" "$(mib "$bytes")"
+    keep "$1" "$took"
+}
+# A peer's mount; what it keeps is dropped first.
+mounted_peer() { # NAME
+    forget
+    case $1 in
+        sshfs) mount_sshfs ;;
+        rclone) rm -rf "$disk/rclone"; mount_rclone --vfs-cache-mode full --cache-dir "$disk/rclone" ;;
+    esac
+    peer "$1" "$mnt/golden"
+    if [[ $1 == rclone ]]; then peer rclone-again "$mnt/golden"; fi
+    fusermount3 -u "$mnt"
+}
+row_peers() {
+    row scp "scp of the whole state, then a local clone" s "" ""
+    row tar "tar -S, zstd -3 over ssh, then a local clone" s "" ""
+    row sshfs "a clone of what sshfs mounts" s "" ""
+    row rclone "a clone of what rclone mounts, --vfs-cache-mode full" s "" ""
+    row rclone-again "the same again" s "" ""
+    warm
+    rm -rf "$disk/copy"
+    peer scp "$disk/copy" scp_all
+    rm -rf "$disk/copy"
+    peer tar "$disk/copy" tar_all
+    rm -rf "$disk/copy"
+    for name in sshfs rclone; do
+        if command -v "$name" >/dev/null; then mounted_peer "$name"; else skip "$name" "not installed"; fi
+    done
+}
+
+# The share of what QEMU asks for that metadata answers, if this build tells it.
+tell_zeros() {
+    local zeros asked
+    zeros=$(status_of '.metadata.zero_bytes // empty')
+    asked=$(status_of '.requests.read_bytes // .cache.read_bytes // empty')
+    if [[ -z $zeros || -z $asked ]]; then
+        note first "zero map: this build tells no share"
+    else
+        detail first "of the bytes read, answered by the zero map (%)" "$(calc "100 * $zeros / $asked")"
+    fi
+}
+
+row_first() {
+    local round local_time bound needed link_mbit
+    row first "first clone, empty cache, to the first answer ($metadata metadata)" s \
+        "local + compressed state at link rate + 1 s" "<=1"
+    row first-scp "the same" s "scp" "<=0.0667"
+    row first-rclone "the same" s "rclone's first" "<=0.2"
+    row second "second clone" s "local" "<=1.1"
+    row remounted "after a remount" s "local" "<=1.1"
+    link_mbit=$("$wan" status "$link" --json | jq '.conditions.rate_bits | if . > 0 then . else 1e12 end')
+    needed=$(cat "$golden"/{memory,state,vmlinuz,initrd.img} | zstd -3 -c | wc -c)
+    note first "memory, devices, kernel and initrd have $(mib "$needed") MiB after zstd -3"
+    warm
+    for ((round = 1; round <= rounds; round++)); do
+        local_clone
+        local_time=$took
+        detail first "local clone s" "$took"
+        detail first "of it: gridvfs clone s" "$made"
+        rm -rf "$disk/cache"
+        forget
+        # Programs are there again, as when another clone was made an hour ago.
+        warm
+        mount_golden
+        clone_and_ask "$mnt/golden"
+        bound=$(calc "$local_time + $needed * 8 / $link_mbit + 1")
+        sample first "$took" "$bound"
+        detail first "MiB over the link" "$(mib "$bytes")"
+        detail first "gridvfs clone s" "$made"
+        keep first-bytes "$bytes"
+        for peer in scp rclone; do
+            if [[ -n $(kept "$peer") ]]; then sample "first-$peer" "$took" "$(kept "$peer")"; fi
+        done
+        tell_zeros
+        clone_and_ask "$mnt/golden"
+        sample second "$took" "$local_time"
+        detail second "MiB over the link" "$(mib "$bytes")"
+        unmount
+        mount_golden
+        clone_and_ask "$mnt/golden"
+        sample remounted "$took" "$local_time"
+        detail remounted "MiB over the link" "$(mib "$bytes")"
+        unmount
+    done
+    for peer in scp rclone; do
+        if [[ -z $(kept "$peer") ]]; then skip "first-$peer" "the row peers has not run"; fi
+    done
+}
+
+row_other() {
+    local first
+    row other "first clone of another VM of the same base: bytes over the link ($metadata metadata)" bytes \
+        "the first one's" "<=0.3"
+    rm -rf "$disk/cache"
+    forget
+    warm
+    mount_golden
+    clone_and_ask "$mnt/golden"
+    first=$bytes
+    clone_and_ask "$mnt/other"
+    sample other "$bytes" "$first"
+    detail other "s to the first answer" "$took"
+    unmount
+}
+
+# boot_clone: boots (does not resume) a clone of the mounted VM from its disk.
+boot_clone() {
+    local begin place=$disk/clones/boot
+    rm -rf "$place"
+    "$gridvfs" clone "$mnt/golden" "$place" --memory none --json >"$work/clone.json"
+    begin=$(now)
+    resume "$place"
+    took=$(calc "($answered - $begin) / 1e6")
+    rm -rf "$place"
+}
+row_boot() {
+    row boot "boot with an empty cache, on demand" s "with a recorded working set" ">=3"
+    has profile || { skip boot "this build has no gridvfs profile"; return; }
+    local round demand name
+    for ((round = 1; round <= rounds; round++)); do
+        rm -rf "$disk/cache"
+        forget
+        mount_golden
+        boot_clone
+        demand=$took
+        unmount
+        rm -rf "$disk/cache"
+        mount_golden
+        name=$(status_of .name)
+        "$gridvfs" profile start "$name" >"$work/words.profile" 2>&1 || die "$(tail -n 1 "$work/words.profile")"
+        boot_clone
+        "$gridvfs" profile stop "$name" >"$work/words.profile" 2>&1 || die "$(tail -n 1 "$work/words.profile")"
+        unmount
+        rm -rf "$disk/cache"
+        forget
+        mount_golden
+        boot_clone
+        unmount
+        sample boot "$demand" "$took"
+    done
+}
+
+between_rows() {
+    rm -rf "${disk:?}"/*
+    mkdir -p "$disk/clones" "$disk/xdg"
+}
+between_rows
+run_rows
+report clone "$(qemu-system-x86_64 --version | head -n 1)" "$(rclone version 2>/dev/null | head -n 1)"
