@@ -416,7 +416,10 @@ impl Control for SessionControl {
             }
             "cache-prune" => self.prune(arguments)?,
             "profile" => self.profile(arguments).await?,
-            "local-file" => files::local_file(self.cache()?, &paths()?).await?,
+            "local-file" => {
+                let path = paths::from_value(&arguments["path"])?;
+                files::local_file(self.cache()?, &path).await?
+            }
             _ => return Ok(None),
         }))
     }

@@ -194,18 +194,13 @@ pub async fn pin(cache: &Arc<DiskCache>, starts: &[Vec<u8>], pinned: bool) -> Re
 }
 
 /// Returns where a complete file of the file cache is on this machine; null if it is not there.
-pub async fn local_file(cache: &Arc<DiskCache>, starts: &[Vec<u8>]) -> Result<Value> {
-    let mut files = Vec::new();
-    for path in starts {
-        let (file, _) = find(cache, &own_caller(), path).await?;
-        // As an open does: what was changed by others is not what is here.
-        cache.getattr(&own_caller(), &file).await?;
-        files.push(match cache.local_path(&file) {
-            Some(path) => paths::to_value(path.as_os_str().as_encoded_bytes()),
-            None => Value::Null,
-        });
-    }
-    Ok(json!({ "files": files }))
+pub async fn local_file(cache: &Arc<DiskCache>, path: &[u8]) -> Result<Value> {
+    let (file, _) = find(cache, &own_caller(), path).await?;
+    // As an open does: what was changed by others is not what is here.
+    cache.getattr(&own_caller(), &file).await?;
+    let local = cache.local_path(&file);
+    let local = local.map(|path| paths::to_value(path.as_os_str().as_encoded_bytes()));
+    Ok(json!({ "path": local }))
 }
 
 /// Tells damaged blocks as ranges of files.
