@@ -14,7 +14,7 @@ DEPS := tests/support/deps.sh
 SCRIPTS := .ci/run $(wildcard bench/*.sh bench/cache/*.sh tests/support/*.sh bench/guest/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-bench build demo test test-crash bench-link bench-cache fmt lint clean install
+.PHONY: help deps deps-bench build demo test test-crash bench-link bench-cache bench-meta fmt lint clean install
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,11 @@ bench-cache: ## Measure the disk cache against local disk, bare FUSE and the lin
 	@$(DEPS) build test bench
 	$(CARGO) build --release --workspace
 	@bench/cache.sh $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_OPTIONS)
+
+bench-meta: ## Measure how fast meta build reads, against plain reading (BENCH_OPTIONS=…)
+	@$(DEPS) build test bench
+	$(CARGO) build --release --workspace
+	@bench/meta.sh $(BENCH_OPTIONS)
 
 fmt: ## Format the source
 	$(CARGO) fmt --all
