@@ -14,7 +14,7 @@ DEPS := tests/support/deps.sh
 SCRIPTS := .ci/run $(wildcard bench/*.sh bench/cache/*.sh tests/support/*.sh bench/guest/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-bench build demo test test-crash bench-link bench-cache bench-fetch bench-clone fmt lint clean install
+.PHONY: help deps deps-bench build demo test test-crash bench-link bench-cache bench-fetch bench-clone fmt lint clean install bench-meta
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,11 @@ bench-clone: ## Measure clones of a suspended Debian over the link against a loc
 	@$(DEPS) build test bench
 	$(CARGO) build --release --workspace
 	@bench/clone.sh $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_OPTIONS)
+
+bench-meta: ## Measure how fast meta build reads, against plain reading (BENCH_OPTIONS=…)
+	@$(DEPS) build test bench
+	$(CARGO) build --release --workspace
+	@bench/meta.sh $(BENCH_OPTIONS)
 
 fmt: ## Format the source
 	$(CARGO) fmt --all
