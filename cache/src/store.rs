@@ -46,8 +46,10 @@ pub use geometry::{BLOCK_BYTES, Geometry};
 pub use scan::{BadBlock, Usage, VerifyReport};
 
 use banks::Banks;
+use format::Format;
 use geometry::Layout;
 use locks::{Kind, Locks, lock_bytes};
+use sum::Algorithm;
 use tags::Tags;
 
 pub use crate::key::FileKey;
@@ -71,6 +73,7 @@ pub struct StoreCounters {
 pub struct Store {
     dir: PathBuf,
     geometry: Geometry,
+    sum: Algorithm,
     layout: Layout,
     tags: Tags,
     banks: Banks,
@@ -119,15 +122,17 @@ impl Store {
             return Err(StoreError::InUse { path: dir.to_owned() });
         }
         let found = format::load(dir)?;
-        let geometry = match found {
-            Some(found) if found == wanted || shared || !alone => found,
+        let format = match found {
+            Some(found) if found.geometry == wanted || shared || !alone => found,
             _ => {
-                remake(dir, &wanted)?;
-                wanted
+                let new = Format::new(wanted);
+                remake(dir, &new)?;
+                new
             }
         };
+        let Format { sum, geometry } = format;
         let layout = Layout::new(&geometry);
-        let tags = Tags::open(&dir.join("tags"), &geometry, alone)?;
+        let tags = Tags::open(&dir.join("tags"), &format, alone)?;
         let banks_dir = dir.join("banks");
         let banks = Banks::open(banks_dir.clone(), &layout)
             .map_err(|error| StoreError::io(&banks_dir, error))?;
@@ -138,6 +143,7 @@ impl Store {
         Ok(Self {
             dir: dir.to_owned(),
             geometry,
+            sum,
             layout,
             tags,
             banks,
@@ -180,7 +186,7 @@ impl Store {
 }
 
 /// Removes what a store of another geometry, or half a store, left, and writes the format file.
-fn remake(dir: &Path, geometry: &Geometry) -> Result<(), StoreError> {
+fn remake(dir: &Path, new: &Format) -> Result<(), StoreError> {
     let tags = dir.join("tags");
     match fs::remove_file(&tags) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -190,7 +196,7 @@ fn remake(dir: &Path, geometry: &Geometry) -> Result<(), StoreError> {
     }
     let banks = dir.join("banks");
     banks::remove(&banks).map_err(|error| StoreError::io(&banks, error))?;
-    format::save(dir, geometry)
+    format::save(dir, new)
 }
 
 impl Drop for Store {
