@@ -190,6 +190,8 @@ pub struct Journal {
     failed: AtomicBool,
     used: AtomicU64,
     live: AtomicU64,
+    /// Bytes appended since the disk was last told to begin writing.
+    unbegun: AtomicU64,
     reclaiming: Mutex<()>,
     counters: JournalCounters,
     /// The next append fails after this many bytes.
