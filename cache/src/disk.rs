@@ -19,6 +19,7 @@ mod conflict;
 mod data;
 mod doubt;
 mod fetch;
+mod left;
 mod names;
 mod node;
 mod open;
@@ -60,6 +61,7 @@ use crate::store::Store;
 
 pub use conflict::{Conflict, Resolution};
 pub use data::Counters as DiskCounters;
+pub use left::Left;
 pub use node::ConflictKind;
 pub use open::OpenError;
 pub use options::{AtEnd, CacheKind, Consistency, DiskOptions, Policy, Rule, Settings, Treatment};

@@ -66,7 +66,7 @@ mod sync;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -200,6 +200,11 @@ pub struct Journal {
 }
 
 impl Journal {
+    /// Says whether it is the journal in this directory.
+    pub fn is_in(&self, dir: &Path) -> bool {
+        self.dir_path == dir
+    }
+
     /// Returns the bytes of all segments.
     pub fn used_bytes(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
