@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use gridvfs_cache::DiskCache;
-use gridvfs_cache::disk::Unsent;
+use gridvfs_cache::disk::{Left, Unsent};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
@@ -32,6 +32,8 @@ pub struct CacheDir {
     pub path: PathBuf,
     /// What an earlier session has left in it that is not on the state server.
     pub unsent: Unsent,
+    /// The same, for the cache that is opened in it.
+    left: Option<Left>,
     /// There was nothing there, and there may be nothing again.
     fresh: bool,
     _lock: Flock<File>,
@@ -56,6 +58,11 @@ pub fn source_hash(source: &str) -> u64 {
 }
 
 impl CacheDir {
+    /// Gives what an earlier session has left to the cache that takes it over.
+    pub fn take_left(&mut self) -> Option<Left> {
+        self.left.take()
+    }
+
     /// Says that there is a cache in it now.
     pub fn is_used(&mut self) {
         self.fresh = false;
@@ -180,8 +187,11 @@ impl CacheDir {
         }
         let Some(lock) = lock(path, share).map_err(fail)? else { return Ok(None) };
         // What stands in the way of knowing is told when the cache is opened.
-        let unsent = DiskCache::unsent_in(path).unwrap_or_default();
-        Ok(Some(Self { path: path.into(), unsent, fresh, _lock: lock }))
+        let left = Left::read(path).unwrap_or_default();
+        let unsent = left.as_ref().map(Left::unsent).unwrap_or_default();
+        // Sessions that share a cache use another journal each, and look at this one in turns.
+        let left = left.filter(|_| !share);
+        Ok(Some(Self { path: path.into(), unsent, left, fresh, _lock: lock }))
     }
 }
 

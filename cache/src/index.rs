@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 
 use crate::FileKey;
 use database::Database;
-use listing::Collection;
+use listing::{Collection, Finished};
 use node::Node;
 use rows::{Found, NodeRow};
 use table::{Slot, Table};
@@ -66,6 +66,8 @@ pub struct Index {
     /// By [`names::name_key`].
     names: Table<Box<[u8]>, Child>,
     collecting: Mutex<LruCache<FileHandle, Collection>>,
+    /// Listings that are whole, but not yet written.
+    finished: Mutex<Vec<Finished>>,
     /// The last token given.
     tokens: AtomicU64,
     /// The number of the last change of a name.
@@ -93,6 +95,7 @@ impl Index {
             nodes: Table::new(options.nodes_max),
             names: Table::new(options.names_max),
             collecting: Mutex::new(LruCache::new(listing::COLLECTIONS_MAX)),
+            finished: Mutex::default(),
             tokens: AtomicU64::new(0),
             names_changed: AtomicU64::new(0),
             queue,
@@ -111,6 +114,32 @@ impl Index {
     /// Returns what is known of a file.
     pub fn node(&self, handle: &FileHandle) -> Option<Known> {
         self.with_node(handle, |node| node.known)
+    }
+
+    /// Has what the database knows of these files put in memory, by one question for all of them:
+    /// to be called for some that are about to be changed, fewer than [`IndexOptions::nodes_max`].
+    pub fn prepare(&self, handles: impl Iterator<Item = FileHandle>) {
+        let load = |missing: &[FileHandle]| {
+            let rows = self.database.read(|database| {
+                let from = database.unchecked_transaction()?;
+                missing.iter().map(|handle| rows::node(&from, handle)).collect()
+            });
+            // None if the database cannot be asked: then nothing is noted.
+            let rows: Vec<Found<NodeRow>> = rows;
+            rows.into_iter().map(|row| self.node_of(row)).collect()
+        };
+        self.nodes.find_all(handles, || self.queue.written(), load);
+    }
+
+    fn node_of(&self, row: Found<NodeRow>) -> Option<Node> {
+        match row {
+            Found::Row(row) => Some(row.into_node(self.new_token())),
+            Found::Damaged => {
+                self.database.damaged.fetch_add(1, Ordering::Relaxed);
+                None
+            }
+            Found::Nothing => None,
+        }
     }
 
     /// Changes what is known of a file; one that was unknown gets a fresh key. `change` is called
@@ -222,6 +251,7 @@ impl Index {
         if self.thread.is_some() {
             self.queue.flush();
         }
+        self.enter_finished();
     }
 
     fn new_token(&self) -> u64 {
@@ -242,14 +272,7 @@ impl Index {
     }
 
     fn find_node(&self, handle: &FileHandle) -> table::Guard<'_, FileHandle, Node> {
-        let load = || match self.database.read(|database| rows::node(database, handle)) {
-            Found::Row(row) => Some(row.into_node(self.new_token())),
-            Found::Damaged => {
-                self.database.damaged.fetch_add(1, Ordering::Relaxed);
-                None
-            }
-            Found::Nothing => None,
-        };
+        let load = || self.node_of(self.database.read(|database| rows::node(database, handle)));
         let mut shard = self.nodes.find(handle, |handle| *handle, || self.queue.written(), load);
         if let Some(Slot { value: Some(node), .. }) = shard.get(handle) {
             node.enter(self.epoch(), || self.new_token());
@@ -304,6 +327,9 @@ impl Index {
 
 impl Drop for Index {
     fn drop(&mut self) {
+        if !self.finished.lock().is_empty() {
+            self.flush();
+        }
         self.drop_collections();
         self.queue.stop();
         if let Some(thread) = self.thread.take()

@@ -66,7 +66,7 @@ mod sync;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -190,6 +190,8 @@ pub struct Journal {
     failed: AtomicBool,
     used: AtomicU64,
     live: AtomicU64,
+    /// Bytes appended since the disk was last told to begin writing.
+    unbegun: AtomicU64,
     reclaiming: Mutex<()>,
     counters: JournalCounters,
     /// The next append fails after this many bytes.
@@ -198,6 +200,11 @@ pub struct Journal {
 }
 
 impl Journal {
+    /// Says whether it is the journal in this directory.
+    pub fn is_in(&self, dir: &Path) -> bool {
+        self.dir_path == dir
+    }
+
     /// Returns the bytes of all segments.
     pub fn used_bytes(&self) -> u64 {
         self.used.load(Ordering::Relaxed)

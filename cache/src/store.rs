@@ -45,11 +45,12 @@ pub use geometry::{BLOCK_BYTES, Geometry};
 pub use scan::{BadBlock, Usage, VerifyReport};
 
 use banks::Banks;
+use format::Format;
 use geometry::Layout;
 use locks::{Kind, Locks, lock_bytes};
 use tags::Tags;
 
-pub(crate) use sum::checksum as block_checksum;
+pub(crate) use sum::Algorithm;
 pub(crate) use tags::{allocate, map_shared};
 
 pub use crate::key::FileKey;
@@ -75,6 +76,7 @@ pub struct Store {
     geometry: Geometry,
     /// That of the store which this one has replaced.
     replaced: Option<Geometry>,
+    sum: Algorithm,
     layout: Layout,
     tags: Tags,
     banks: Banks,
@@ -123,15 +125,17 @@ impl Store {
             return Err(StoreError::InUse { path: dir.to_owned() });
         }
         let found = format::load(dir)?;
-        let (geometry, replaced) = match found {
-            Some(found) if found == wanted || shared || !alone => (found, None),
+        let (format, replaced) = match found {
+            Some(found) if found.geometry == wanted || shared || !alone => (found, None),
             _ => {
-                remake(dir, &wanted)?;
-                (wanted, found)
+                let new = Format::new(wanted);
+                remake(dir, &new)?;
+                (new, found.map(|found| found.geometry))
             }
         };
+        let Format { sum, geometry } = format;
         let layout = Layout::new(&geometry);
-        let tags = Tags::open(&dir.join("tags"), &geometry, alone)?;
+        let tags = Tags::open(&dir.join("tags"), &format, alone)?;
         let banks_dir = dir.join("banks");
         let banks = Banks::open(banks_dir.clone(), &layout)
             .map_err(|error| StoreError::io(&banks_dir, error))?;
@@ -143,6 +147,7 @@ impl Store {
             dir: dir.to_owned(),
             geometry,
             replaced,
+            sum,
             layout,
             tags,
             banks,
@@ -191,7 +196,7 @@ impl Store {
 }
 
 /// Removes what a store of another geometry, or half a store, left, and writes the format file.
-fn remake(dir: &Path, geometry: &Geometry) -> Result<(), StoreError> {
+fn remake(dir: &Path, new: &Format) -> Result<(), StoreError> {
     let tags = dir.join("tags");
     match fs::remove_file(&tags) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -201,7 +206,7 @@ fn remake(dir: &Path, geometry: &Geometry) -> Result<(), StoreError> {
     }
     let banks = dir.join("banks");
     banks::remove(&banks).map_err(|error| StoreError::io(&banks, error))?;
-    format::save(dir, geometry)
+    format::save(dir, new)
 }
 
 impl Drop for Store {

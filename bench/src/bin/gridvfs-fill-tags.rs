@@ -30,8 +30,8 @@ fn main() -> Result<()> {
     let mut header = [0; 64];
     file.read_exact_at(&mut header, 0)?;
     let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("4 bytes"));
-    if &header[..8] != b"GVFSTAG1" || word(8) != 1 {
-        bail!("{}: these are no tags of format 1", path.display());
+    if &header[..8] != b"GVFSTAG1" || !matches!(word(8), 1 | 2) {
+        bail!("{}: these are no tags of format 1 or 2", path.display());
     }
     let size = u64::from_le_bytes(header[16..24].try_into()?);
     let (ways, frame_bytes) = (word(28) as usize, word(32));

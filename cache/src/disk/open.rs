@@ -13,12 +13,13 @@ use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
+use super::left::{JOURNAL, Left};
 use super::options::{AtEnd, Consistency, DiskOptions, Policy};
 use super::{Core, DiskCache, PLACES_MAX, SENDING_MAX, Unsent, WALK_READS_MAX, now_ms, recover};
 use crate::BufferLayer;
 use crate::blocks::Blocks;
 use crate::index::{Index, IndexError, IndexOptions};
-use crate::journal::{Journal, JournalError, JournalOptions, Rebuild, Replayed};
+use crate::journal::JournalError;
 use crate::store::{Store, StoreError};
 
 /// Why a cache cannot be opened. Nothing in it has been changed.
@@ -138,23 +139,7 @@ impl DiskCache {
     /// # Errors
     /// Those of the journal: a format that is not known, the disk's.
     pub fn unsent_in(dir: &Path) -> Result<Unsent, OpenError> {
-        let dir = dir.join("journal");
-        if !dir.is_dir() {
-            return Ok(Unsent::default());
-        }
-        let mut rebuild = Rebuild::new();
-        let mut take = |replayed| {
-            if let Replayed::Record { seq, record, place } = replayed {
-                rebuild.push(seq, &record, place);
-            }
-        };
-        let journal = Journal::open(&dir, JournalOptions::default(), &mut take)?;
-        let files = rebuild.finish(&journal);
-        Ok(Unsent {
-            files: files.len() as u64,
-            bytes: files.values().map(|file| file.dirty.bytes()).sum(),
-            conflicts: files.values().filter(|file| file.state.conflict.is_some()).count() as u64,
-        })
+        Ok(Left::read(dir)?.map(|left| left.unsent()).unwrap_or_default())
     }
 
     /// Opens the cache in `options.dir` over `buffer`, which stands over `client`. Unsent data of
@@ -167,7 +152,7 @@ impl DiskCache {
         runtime: Handle,
         options: DiskOptions,
     ) -> Result<Self, OpenError> {
-        let DiskOptions { dir, geometry, shared, small_max_bytes, settings } = options;
+        let DiskOptions { dir, geometry, shared, left, small_max_bytes, settings } = options;
         let own = Caller {
             uid: nix::unistd::geteuid().as_raw(),
             gid: nix::unistd::getegid().as_raw(),
@@ -182,22 +167,18 @@ impl DiskCache {
         let mut origin = Origin::now(&root);
         let before = Origin::read(&origin_path)?;
 
-        let mut rebuild = Rebuild::new();
-        let mut damage = Vec::new();
-        let mut take = |replayed| match replayed {
-            Replayed::Record { seq, record, place } => rebuild.push(seq, &record, place),
-            Replayed::Damaged(found) => damage.push(found),
-        };
         // Sessions that share a cache only read, and have nothing to send.
         let journal_dir = match shared {
             true => {
                 remove_dead_journals(&dir);
                 dir.join(format!("journal-{}", std::process::id()))
             }
-            false => dir.join("journal"),
+            false => dir.join(JOURNAL),
         };
-        let journal = Journal::open(&journal_dir, JournalOptions::default(), &mut take)?;
-        let files = rebuild.finish(&journal);
+        let Left { journal, files, damage } = match left {
+            Some(left) if left.journal.is_in(&journal_dir) => left,
+            _ => Left::replay(&journal_dir)?,
+        };
         let store = Store::open(&dir.join("store"), &geometry, shared)?;
         let store = Blocks::new(store, dir.join("files"))?;
         let index = Index::open(&dir.join("index.sqlite"), IndexOptions::default())?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use globset::{GlobBuilder, GlobMatcher};
 
+use super::left::Left;
 use crate::store::Geometry;
 
 /// What becomes of a write (paper, 4.2).
@@ -206,7 +207,7 @@ impl Settings {
 }
 
 /// Settings that hold for the session's whole life.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct DiskOptions {
     /// The directory of this cache, which exists and belongs to this session (or, with `shared`,
     /// to the sessions that share it).
@@ -215,6 +216,8 @@ pub struct DiskOptions {
     pub geometry: Geometry,
     /// Other sessions use the same cache: it is read-only for all of them.
     pub shared: bool,
+    /// What the directory's journal holds, if somebody has read it already; `None`: it is read.
+    pub left: Option<Left>,
     /// The size up to which a file is fetched whole. The price of a round trip at 32 ms and 1 Gbit/s
     /// is 3.8 MB of transfer, so that 64 KiB more or less do not matter.
     pub small_max_bytes: u64,

@@ -171,6 +171,10 @@ impl Core {
         };
         match &result {
             Ok(()) => {
+                if treatment.is_lazy() {
+                    // In write-through, most of it is sent and dropped before the disk need write it.
+                    self.journal.write_ahead();
+                }
                 add(&self.counters.writes, 1);
                 add(&self.counters.written_bytes, data.len() as u64);
                 if before + data.len() as u64 > limit / 2 {

@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 
 use crate::FileKey;
-use crate::store::{BLOCK_BYTES, StoreError, allocate, block_checksum, map_shared};
+use crate::store::{Algorithm, BLOCK_BYTES, StoreError, allocate, map_shared};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Read as a number, so that a machine of the other byte order sees another format.
@@ -184,7 +184,7 @@ impl CachedFile {
 
     fn sum_of(&self, number: u64, data: &[u8]) -> u32 {
         // 0 says that the block is not there.
-        block_checksum(self.key, number, data).max(1)
+        Algorithm::Xxh3.checksum(self.key, number, data).max(1)
     }
 
     /// Says whether all of it is there, and durably so.

@@ -26,6 +26,11 @@ const BUSY: Duration = Duration::from_secs(5);
 const READERS: usize = 2;
 /// A connection's page cache in KiB: the inner pages of some 100,000 rows.
 const PAGE_CACHE_KIB: i64 = 1024;
+/// The writer's, in a burst: changed pages stay in it until the transaction ends.
+const WRITER_CACHE_KIB: i64 = 16 << 10;
+/// After how many pages the write-ahead log is taken over into the database: with SQLite's own 1000,
+/// each transaction of a large listing would do that.
+const LOG_PAGES: i64 = 4096;
 const PAGE_BYTES: u64 = 4096;
 /// The least that a database may grow to, in pages: a batch of usual changes has room.
 const PAGES_MIN: u64 = 256;
@@ -160,6 +165,8 @@ impl Database {
         }
         writer.pragma_update(None, "journal_mode", "WAL")?;
         writer.pragma_update(None, "journal_size_limit", LOG_BYTES_MAX)?;
+        writer.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
+        writer.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
         let pages_max = (options.file_bytes_max / PAGE_BYTES).max(PAGES_MIN);
         writer.query_row(&format!("PRAGMA max_page_count = {pages_max}"), [], |_| Ok(()))?;
         let (open, epoch) = begin(&writer, alone)?;

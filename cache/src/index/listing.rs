@@ -22,6 +22,8 @@ pub(super) const COLLECTIONS_MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 /// The names of a larger directory do not go to memory when it is listed: they would drive
 /// everything else out.
 const IN_MEMORY_MAX: i64 = 4096;
+/// How many whole listings wait until they are written; then the one who lists waits.
+const FINISHED_MAX: usize = 16;
 /// A page of the database, at most: about 3 ms.
 const PAGE_ENTRIES_MAX: usize = 2000;
 
@@ -69,6 +71,15 @@ pub(super) struct Collection {
     mistakable: bool,
 }
 
+/// A listing that is whole: known as soon as all of it is written.
+pub(super) struct Finished {
+    dir: FileHandle,
+    collection: Collection,
+    verifier: Verifier,
+    /// The number of its last change.
+    change: u64,
+}
+
 impl Index {
     /// Returns the directory's token, to be given with what the server answers from now on.
     pub fn token(&self, dir: &FileHandle) -> ListingToken {
@@ -89,6 +100,9 @@ impl Index {
     }
 
     fn known_listing(&self, dir: &FileHandle, cookie: u64, count_max: usize) -> Option<Listed> {
+        if self.finished.lock().iter().any(|finished| finished.dir == *dir) {
+            self.flush();
+        }
         let look = |node: &mut Node| (node.names, node.listed, node.verifier);
         let (names, listed, verifier) = self.with_node(dir, look)?;
         if names == 0 || !listed || count_max == 0 {
@@ -172,8 +186,11 @@ impl Index {
         }
     }
 
-    /// Gives up what is being collected.
+    /// Gives up what is being collected, and what was collected and is not known yet.
     pub(super) fn drop_collections(&self) {
+        for finished in std::mem::take(&mut *self.finished.lock()) {
+            self.drop_names(finished.collection.names);
+        }
         let mut collecting = self.collecting.lock();
         while let Some((_, collection)) = collecting.pop_lru() {
             self.drop_names(collection.names);
@@ -242,16 +259,47 @@ impl Index {
         }
     }
 
-    /// Puts the collected names in the place of those known before.
+    /// Says that all names are collected. Those of a large directory, which are not in memory, are
+    /// known when they can be found in the database; who lists it does not wait for that.
     fn complete(&self, dir: &FileHandle, collection: Collection, verifier: Verifier) -> bool {
         let Collection { names, losses, places, .. } = collection;
         let change = self.push(|| Change::Whole { names, losses });
         self.names_changed.fetch_max(change, Ordering::AcqRel);
-        if places > IN_MEMORY_MAX {
-            // Those that are not in memory have to be found in the database.
+        self.queue.hurry();
+        let finished = Finished { dir: *dir, collection, verifier, change };
+        if places <= IN_MEMORY_MAX {
+            return self.enter(finished);
+        }
+        let mut waiting = self.finished.lock();
+        waiting.push(finished);
+        let many = waiting.len() > FINISHED_MAX;
+        drop(waiting);
+        if many {
             self.flush();
         }
-        let before = self.change_node(dir, |node| {
+        true
+    }
+
+    /// Makes those listings known that are written by now.
+    pub(super) fn enter_finished(&self) {
+        let mut waiting = self.finished.lock();
+        if waiting.is_empty() {
+            return;
+        }
+        let written = self.queue.written();
+        let ready: Vec<_> = waiting.extract_if(.., |finished| finished.change <= written).collect();
+        drop(waiting);
+        for finished in ready {
+            self.enter(finished);
+        }
+    }
+
+    /// Puts the collected names in the place of those known before, unless we have changed the
+    /// directory meanwhile.
+    fn enter(&self, finished: Finished) -> bool {
+        let Finished { dir, collection, verifier, .. } = finished;
+        let names = collection.names;
+        let before = self.change_node(&dir, |node| {
             if node.token != collection.token {
                 return (false, None);
             }
@@ -261,7 +309,6 @@ impl Index {
             (true, Some(before))
         });
         self.drop_names(before.unwrap_or(names));
-        self.queue.hurry();
         before.is_some()
     }
 }

@@ -60,6 +60,7 @@ impl Index {
     /// Returns what is known of a name: absent if that was noted, or if all names of the directory
     /// are known and it is not among them.
     pub fn lookup(&self, dir: &FileHandle, name: &[u8]) -> Name {
+        self.enter_finished();
         let known = self.with_node(dir, |node| (node.names, node.complete));
         let Some((names, complete)) = known.filter(|(names, _)| *names != 0 && !name.is_empty())
         else {

@@ -81,7 +81,11 @@ impl<K: Hash + Eq, V> Table<K, V> {
     where
         K: Borrow<Q>,
     {
-        self.shards[self.hasher.hash_one(key) as usize % SHARDS].lock()
+        self.shards[self.shard_of(key)].lock()
+    }
+
+    fn shard_of<Q: Hash + ?Sized>(&self, key: &Q) -> usize {
+        self.hasher.hash_one(key) as usize % SHARDS
     }
 
     /// Locks the shard of `key` when it has a slot for it: as it is in memory, or as `load` finds
@@ -121,6 +125,29 @@ impl<K: Hash + Eq, V> Table<K, V> {
         shard
     }
 
+    /// Enters what `load` finds of those keys that are not in memory, in their order, or that it
+    /// finds nothing. What was changed meanwhile is left for [`Table::find`] to ask for.
+    pub fn find_all(
+        &self,
+        keys: impl Iterator<Item = K>,
+        written: impl Fn() -> u64,
+        load: impl FnOnce(&[K]) -> Vec<Option<V>>,
+    ) {
+        let changes: Vec<u64> = self.shards.iter().map(|shard| shard.lock().changes).collect();
+        let missing: Vec<K> = keys.filter(|key| !self.lock(key).slots.contains(key)).collect();
+        if missing.is_empty() {
+            return;
+        }
+        let found = load(&missing);
+        for (key, value) in missing.into_iter().zip(found) {
+            let number = self.shard_of(&key);
+            let mut shard = self.shards[number].lock();
+            if shard.changes == changes[number] && !shard.slots.contains(&key) {
+                shard.put(key, Slot { value, change: 0 }, written());
+            }
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().slots.len()).sum()
     }
@@ -153,6 +180,29 @@ mod tests {
         };
         let value = table.find(&7, |key| *key, || 1, load).get(&7).and_then(|slot| slot.value);
         assert_eq!((value, loads.get()), (Some(2), 2));
+    }
+
+    #[test]
+    fn what_was_changed_while_all_were_read_is_not_overwritten() {
+        let table = Table::<u64, u64>::new(1000);
+        table.lock(&1).put(1, Slot { value: Some(10), change: 1 }, 0);
+        let load = |missing: &[u64]| {
+            assert_eq!(missing, [2, 3, 4]);
+            // Let go again by the time that the reader is back.
+            let mut shard = table.lock(&3);
+            shard.changing();
+            missing.iter().map(|key| (*key != 2).then_some(*key)).collect()
+        };
+        table.find_all([1, 2, 3, 4].into_iter(), || 0, load);
+        let known = |key: u64| table.lock(&key).get(&key).map(|slot| slot.value);
+        assert_eq!(known(1), Some(Some(10)));
+        assert_eq!(known(3), None, "it is read again when it is asked for");
+        if table.shard_of(&2) != table.shard_of(&3) {
+            assert_eq!(known(2), Some(None), "there is none, and nobody need look again");
+        }
+        if table.shard_of(&4) != table.shard_of(&3) {
+            assert_eq!(known(4), Some(Some(4)));
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use rusqlite::Connection;
 
 use super::{Index, IndexError, IndexOptions, Known, Name};
 
+mod large;
 mod model;
 mod trouble;
 

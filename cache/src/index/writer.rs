@@ -18,10 +18,18 @@ use super::database::Database;
 use super::name_rows::{self, NameRow};
 use super::rows::{self, NodeRow};
 
-/// A transaction: about 5 ms, for which another session waits at most.
-const BATCH_MAX: usize = 1000;
-/// Changes that wait; above, whoever makes one waits for the thread. At most 4 MiB.
-const WAITING_MAX: usize = 8 << 10;
+/// This many changes are not kept waiting for more: about 5 ms of work.
+const BATCH_MIN: usize = 1000;
+/// A transaction, when changes come faster than they are written: a page of a large listing is one,
+/// so that a page of the database that many rows belong to is written once, not for each thousand of
+/// them. About 200 ms, for which another session's changes wait at most.
+const BATCH_MAX: usize = 16 << 10;
+/// Changes that wait; above, whoever makes one waits for the thread. About 400 bytes each: 6.5 MiB. A
+/// listing makes three of a file, so the files of them that are not written are less than half of
+/// [`super::IndexOptions::nodes_max`], and drive out nothing that is in use.
+const WAITING_MAX: usize = 16 << 10;
+/// Names removed in a transaction beside what it is for.
+const GARBAGE_MAX: usize = 1000;
 /// How long at most: a stalled disk slows the mount down, it does not stop it.
 const WAIT_MAX: Duration = Duration::from_secs(1);
 /// How often a batch is tried again: other sessions keep the database busy, or it is full.
@@ -100,7 +108,7 @@ impl Queue {
         if waiting.since.is_none() {
             waiting.since = Some(Instant::now());
         }
-        if count == 1 || count == BATCH_MAX {
+        if count == 1 || count == BATCH_MIN {
             self.work.notify_one();
         }
         waiting.queued
@@ -145,7 +153,7 @@ impl Queue {
         loop {
             let count = waiting.changes.len();
             let due = waiting.since.map(|since| since + self.delay);
-            let now = waiting.hurry || waiting.stop || count >= BATCH_MAX;
+            let now = waiting.hurry || waiting.stop || count >= BATCH_MIN;
             if count > 0 && (now || due.is_some_and(|due| due <= Instant::now())) {
                 break;
             }
@@ -193,7 +201,9 @@ pub(super) fn run(queue: &Queue, database: &Database, writer: Connection) {
     let mut writer = Some(writer);
     let _ending = Ending(queue, database);
     let mut garbage = VecDeque::new();
+    let mut large = false;
     while let Some((batch, number)) = queue.take(garbage.is_empty() || writer.is_none()) {
+        large |= batch.len() > BATCH_MIN;
         if let Some(connection) = writer.as_mut().filter(|_| database.is_usable()) {
             if let Err(error) = write(connection, &batch, &mut garbage) {
                 database.fail(&error);
@@ -202,6 +212,15 @@ pub(super) fn run(queue: &Queue, database: &Database, writer: Connection) {
             writer = None;
         }
         queue.wrote(number);
+        if large && queue.counts().1 == 0 {
+            large = false;
+            // Pages that such a burst had in memory are not needed for what comes now and then.
+            if let Some(connection) = &writer
+                && let Err(error) = connection.execute_batch("PRAGMA shrink_memory")
+            {
+                log::debug!("the index keeps its memory: {error}");
+            }
+        }
     }
     if let Some(connection) = writer.as_mut() {
         while !garbage.is_empty() && database.is_usable() {
@@ -282,7 +301,7 @@ fn transaction(
         }
     }
     let emptied = match garbage {
-        Some(names) => name_rows::drop_names(&to, *names, BATCH_MAX)? < BATCH_MAX,
+        Some(names) => name_rows::drop_names(&to, *names, GARBAGE_MAX)? < GARBAGE_MAX,
         None => false,
     };
     to.commit()?;

@@ -24,6 +24,8 @@ pub(super) struct Tail {
     pub unsynced: Vec<Arc<Segment>>,
     /// A segment was made since the directory was last synced.
     pub directory_unsynced: bool,
+    /// The segment that the disk was last told to begin writing, and up to where.
+    pub begun: (u32, u64),
 }
 
 impl Journal {
@@ -95,6 +97,7 @@ impl Journal {
         crash::point(Point::JOURNAL_AFTER_WRITE);
         segment.bytes.store(at + padded as u64, Ordering::Relaxed);
         segment.live.fetch_add(payload.len() as u64, Ordering::Relaxed);
+        self.unbegun.fetch_add(padded as u64, Ordering::Relaxed);
         self.used.fetch_add(padded as u64, Ordering::Relaxed);
         tail.next_seq += 1;
         if tail.unsynced.last().is_none_or(|last| last.number != segment.number) {

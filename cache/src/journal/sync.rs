@@ -1,10 +1,16 @@
 //! Group commit: whoever comes while a sync runs shares the next one.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 
 use super::Journal;
 use crate::crash::{self, Point};
+
+/// The least that the disk is told to write: some milliseconds of its time.
+const WRITE_AHEAD_BYTES: u64 = 1 << 20;
+/// A multiple of every page size there is.
+const PAGE_BYTES: u64 = 64 << 10;
 
 /// What is known of the syncs.
 #[derive(Debug, Default)]
@@ -63,6 +69,32 @@ impl Journal {
         }
         self.synced.notify_all();
         result.map(|_| ())
+    }
+
+    /// Has the disk begin to write what was appended, each time that there is enough of it, so that
+    /// a sync to come finds most of the work done. Waits for nothing and makes nothing durable; to be
+    /// called, without a lock held, for data that is to be synced or to stay for long.
+    pub fn write_ahead(&self) {
+        if self.unbegun.load(Ordering::Relaxed) < WRITE_AHEAD_BYTES {
+            return;
+        }
+        let (segment, from, to) = {
+            let mut tail = self.tail.lock();
+            self.unbegun.store(0, Ordering::Relaxed);
+            let Some(segment) = tail.active.clone() else { return };
+            // The last page is still being filled.
+            let to = segment.bytes.load(Ordering::Relaxed) / PAGE_BYTES * PAGE_BYTES;
+            let from = if tail.begun.0 == segment.number { tail.begun.1 } else { 0 };
+            tail.begun = (segment.number, to);
+            (segment, from, to)
+        };
+        if from < to {
+            let (from, length) = (from as libc::off64_t, (to - from) as libc::off64_t);
+            let how = libc::SYNC_FILE_RANGE_WRITE;
+            // SAFETY: a plain system call on a descriptor that is open. An error is no matter here:
+            // the sync finds it, too.
+            unsafe { libc::sync_file_range(segment.file.as_raw_fd(), from, length, how) };
+        }
     }
 
     /// Syncs all that is there; returns the last sequence number that this covers.

@@ -66,6 +66,29 @@ fn what_is_appended_is_read_and_replayed() {
 }
 
 #[test]
+fn writing_ahead_follows_the_segments_and_is_no_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = JournalOptions { segment_bytes: 3 << 20, verify: true };
+    let (journal, _, _) = reopen(dir.path(), options.clone());
+    let mut begun = Vec::new();
+    for number in 0..40u64 {
+        journal.append_write(&write(1, number << 18, 0), &[number as u8; 256 << 10]).unwrap();
+        journal.write_ahead();
+        begun.push(journal.tail.lock().begun);
+    }
+    begun.dedup();
+    assert!(begun.is_sorted());
+    assert!(begun.len() >= 8 && begun.last().unwrap().0 >= 3, "{begun:?}");
+    assert_eq!(journal.durable.load(Ordering::Relaxed), 0, "nothing is promised by it");
+    journal.sync().unwrap();
+    assert_eq!(journal.durable.load(Ordering::Relaxed), 40);
+    drop(journal);
+    let (_, files, damages) = reopen(dir.path(), options);
+    assert_eq!(damages, []);
+    assert_eq!(files[&handle(1)].dirty.bytes(), 40 << 18);
+}
+
+#[test]
 fn a_failed_append_leaves_nothing_and_harms_nothing() {
     let dir = tempdir();
     let (journal, _, _) = reopen(dir.path(), small());

@@ -17,7 +17,7 @@ pub enum StoreError {
     /// The directory holds a store of a format that this program does not know. Nothing was
     /// changed in it.
     #[error(
-        "{}: the block store has format {found}, this program knows format {known}; nothing was \
+        "{}: the block store has format {found}, this program knows up to {known}; nothing was \
          changed (use a program that knows it, or another directory)",
         path.display()
     )]
@@ -26,7 +26,7 @@ pub enum StoreError {
         path: PathBuf,
         /// What it names.
         found: String,
-        /// The format that this program knows.
+        /// The newest format that this program knows.
         known: u32,
     },
     /// There is no room for the tags file.

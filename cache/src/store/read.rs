@@ -12,12 +12,12 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::geometry::{BLOCK_BYTES, mask};
-use super::sum::checksum;
 use super::{FileKey, Store};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
-/// The longest run: what a CPU's second-level cache still holds when it is checked.
-const RUN_BYTES_MAX: u64 = 512 << 10;
+/// The longest run: a quarter of a CPU's second-level cache of 512 KiB, so that all of it is still
+/// there when it is checked, though the kernel has read as much to copy it.
+const RUN_BYTES_MAX: u64 = 128 << 10;
 /// Reads of a block that is being overwritten again and again before the lock is taken.
 const TRIES: u32 = 4;
 
@@ -181,7 +181,7 @@ impl Store {
         let offset = number * BLOCK;
         let set = run.set + ((offset >> self.layout.frame_shift) as u32 - run.frame);
         let sum = &self.tags.sums(set, run.way)[self.layout.block(offset) as usize];
-        let found = checksum(key, number, data);
+        let found = self.sum.checksum(key, number, data);
         sum.load(Acquire) == found
     }
 
@@ -242,7 +242,8 @@ impl Store {
         self.banks
             .file(self.layout.bank(set, way), false)
             .is_ok_and(|file| file.read_exact_at(out, place).is_ok())
-            && self.tags.sums(set, way)[block as usize].load(Acquire) == checksum(key, number, out)
+            && self.tags.sums(set, way)[block as usize].load(Acquire)
+                == self.sum.checksum(key, number, out)
     }
 
     /// Takes a bad block away. The caller holds the set's lock.

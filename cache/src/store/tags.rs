@@ -21,6 +21,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 
+use super::format::Format;
 use super::geometry::{HEADER_BYTES, Layout, mask};
 use super::{FileKey, Geometry, StoreError};
 use crate::crash::{self, Point};
@@ -46,11 +47,11 @@ unsafe impl Send for Tags {}
 unsafe impl Sync for Tags {}
 
 impl Tags {
-    /// Maps the tags file. If it is not there or not of this geometry, makes an empty one if
+    /// Maps the tags file. If it is not there or not of this format, makes an empty one if
     /// `may_make` (nobody else has it open).
-    pub fn open(path: &Path, geometry: &Geometry, may_make: bool) -> Result<Self, StoreError> {
-        let layout = Layout::new(geometry);
-        let header = header(geometry);
+    pub fn open(path: &Path, format: &Format, may_make: bool) -> Result<Self, StoreError> {
+        let layout = Layout::new(&format.geometry);
+        let header = header(format);
         let fail = |error| StoreError::io(path, error);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(may_make).mode(0o600);
@@ -285,14 +286,15 @@ impl Drop for Tags {
 
 const HEADER_LEN: usize = 40;
 
-fn header(geometry: &Geometry) -> [u8; HEADER_LEN] {
+fn header(format: &Format) -> [u8; HEADER_LEN] {
+    let Geometry { size_bytes, banks, ways, frame_bytes } = format.geometry;
     let mut header = [0; HEADER_LEN];
     header[..8].copy_from_slice(&MAGIC.to_ne_bytes());
-    header[8..16].copy_from_slice(&u64::from(super::format::VERSION).to_ne_bytes());
-    header[16..24].copy_from_slice(&geometry.size_bytes.to_ne_bytes());
-    header[24..28].copy_from_slice(&geometry.banks.to_ne_bytes());
-    header[28..32].copy_from_slice(&geometry.ways.to_ne_bytes());
-    header[32..36].copy_from_slice(&geometry.frame_bytes.to_ne_bytes());
+    header[8..16].copy_from_slice(&u64::from(format.version()).to_ne_bytes());
+    header[16..24].copy_from_slice(&size_bytes.to_ne_bytes());
+    header[24..28].copy_from_slice(&banks.to_ne_bytes());
+    header[28..32].copy_from_slice(&ways.to_ne_bytes());
+    header[32..36].copy_from_slice(&frame_bytes.to_ne_bytes());
     header
 }
 

@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use super::geometry::{BLOCK_BYTES, mask};
 use super::locks::{Locks, SetGuard};
-use super::sum::checksum;
 use super::{FileKey, Store, StoreError};
 use crate::crash::{self, Point};
 
@@ -236,11 +235,11 @@ impl Store {
             let sums = &self.tags.sums(set, way)[first as usize..];
             for (sum, block) in sums.iter().zip(part.chunks(BLOCK_BYTES)) {
                 let value = if block.len() == BLOCK_BYTES {
-                    checksum(key, number, block)
+                    self.sum.checksum(key, number, block)
                 } else {
                     let mut whole = [0; BLOCK_BYTES];
                     whole[..block.len()].copy_from_slice(block);
-                    checksum(key, number, &whole)
+                    self.sum.checksum(key, number, &whole)
                 };
                 sum.store(value, Release);
                 number += 1;

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use gridvfs_cache::disk::{AtEnd, ConflictKind, Consistency, Policy, Resolution};
+use gridvfs_cache::disk::{AtEnd, ConflictKind, Consistency, Left, Policy, Resolution};
 use gridvfs_vfs::{Error, SetAttr, SetTime, Status, Time, Vfs};
 
 use super::world::*;
@@ -96,6 +96,42 @@ fn unsent_data_outlives_a_kill_and_is_sent_by_the_next() {
     assert!(session.read(&file, 0, data.len()).expect("read") == data);
     eventually("sent by itself", || read_at_server(&world, "a") == data);
     session.close().expect("ended");
+}
+
+#[test]
+fn a_journal_that_was_read_is_not_read_again() {
+    let mut world = World::new(Policy::WriteBack, Consistency::Dedicated);
+    world.settings.writeback_delay = Duration::from_secs(3600);
+    let session = world.open();
+    let file = session.create("a");
+    let data = pattern(5, 100_000);
+    session.write(&file, 0, &data).expect("written");
+    session.fsync(&file).expect("synced");
+    session.kill();
+    let read = || Left::read(&world.cache_dir()).expect("read").expect("there");
+    let left = read();
+    assert_eq!((left.unsent().files, left.unsent().bytes), (1, 100_000));
+
+    // The first record's header: who reads the journal now does not find the file's state.
+    let segment = world.cache_dir().join("journal/00000001.log");
+    let intact = std::fs::read(&segment).expect("there");
+    let mut damaged = intact.clone();
+    damaged[64..intact.len() - 100_000].fill(0);
+    std::fs::write(&segment, damaged).expect("written");
+    let session = world.open_over(left);
+    assert_eq!(session.cache.unsent().bytes, 100_000);
+    std::fs::write(&segment, intact).expect("written");
+    eventually("sent", || read_at_server(&world, "a") == data);
+    session.close().expect("ended");
+
+    // One that belongs to another cache is not taken for this one's.
+    let other = World::new(Policy::WriteBack, Consistency::Dedicated);
+    assert!(Left::read(&other.cache_dir()).expect("read").is_none());
+    let session = other.open_over(read());
+    assert_eq!(session.cache.unsent().bytes, 0);
+    session.create("b");
+    session.close().expect("ended");
+    assert!(other.cache_dir().join("journal").is_dir());
 }
 
 #[test]

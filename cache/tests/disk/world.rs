@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use gridvfs_cache::disk::{AtEnd, Consistency, DiskOptions, OpenError, Policy, Settings};
+use gridvfs_cache::disk::{AtEnd, Consistency, DiskOptions, Left, OpenError, Policy, Settings};
 use gridvfs_cache::store::Geometry;
 use gridvfs_cache::{BufferLayer, BufferOptions, DiskCache};
 use gridvfs_proxy::local_dir::{LocalDir, LocalDirOptions};
@@ -253,6 +253,13 @@ impl World {
     pub fn open(&self) -> Session {
         open(&self.folder.join("export"), &self.cache_dir(), self.settings.clone(), self.geometry)
     }
+
+    /// Starts a session with a journal that was read before.
+    pub fn open_over(&self, left: Left) -> Session {
+        let export = self.folder.join("export");
+        let (cache, settings) = (self.cache_dir(), self.settings.clone());
+        start(&export, &cache, settings, self.geometry, Some(left)).expect("opened")
+    }
 }
 
 /// Starts a session.
@@ -266,6 +273,16 @@ pub fn try_open(
     cache: &Path,
     settings: Settings,
     geometry: Geometry,
+) -> Result<Session, OpenError> {
+    start(export, cache, settings, geometry, None)
+}
+
+fn start(
+    export: &Path,
+    cache: &Path,
+    settings: Settings,
+    geometry: Geometry,
+    left: Option<Left>,
 ) -> Result<Session, OpenError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -295,6 +312,7 @@ pub fn try_open(
             dir: cache.into(),
             geometry,
             shared: false,
+            left,
             small_max_bytes: 64 << 10,
             settings,
         };

@@ -68,6 +68,7 @@ impl Stack {
             dir: dir.path.clone(),
             geometry: plan.settings.cache.geometry,
             shared: plan.settings.cache.share,
+            left: dir.take_left(),
             small_max_bytes: SMALL_BYTES_MAX,
             settings,
         };

@@ -7,6 +7,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// The 64-bit XXH3 of 4096 zeros.
+const XXH3_OF_ZEROS: u64 = 0x93d7_6fe1_48c6_89ba;
+
 /// Where a block of a file is: the bank file and its place there.
 fn place(store: &Store, key: FileKey, number: u64) -> (PathBuf, u64) {
     let offset = number * BLOCK_BYTES as u64;
@@ -19,15 +22,27 @@ fn place(store: &Store, key: FileKey, number: u64) -> (PathBuf, u64) {
 
 #[test]
 fn every_flipped_bit_changes_the_checksum() {
-    let mut data = filled(9, BLOCK_BYTES);
-    let right = sum::checksum(KEY, 5, &data);
-    for bit in 0..BLOCK_BYTES * 8 {
-        data[bit / 8] ^= 1 << (bit % 8);
-        assert_ne!(sum::checksum(KEY, 5, &data), right);
-        data[bit / 8] ^= 1 << (bit % 8);
+    for sum in [Algorithm::Crc32, Algorithm::Xxh3] {
+        for mut data in [filled(9, BLOCK_BYTES), vec![0; BLOCK_BYTES]] {
+            let right = sum.checksum(KEY, 5, &data);
+            for bit in 0..BLOCK_BYTES * 8 {
+                data[bit / 8] ^= 1 << (bit % 8);
+                assert_ne!(sum.checksum(KEY, 5, &data), right, "{sum:?}, bit {bit}");
+                data[bit / 8] ^= 1 << (bit % 8);
+            }
+            assert_ne!(sum.checksum(KEY, 6, &data), right);
+            assert_ne!(sum.checksum(FileKey(KEY.0 ^ 1), 5, &data), right);
+        }
     }
-    assert_ne!(sum::checksum(KEY, 6, &data), right);
-    assert_ne!(sum::checksum(FileKey(KEY.0 ^ 1), 5, &data), right);
+}
+
+#[test]
+fn checksums_are_what_the_format_says() {
+    // The values for 4096 zeros, by other implementations (zlib, xxhash-rust).
+    let (key, data) = (FileKey(1), [0; BLOCK_BYTES]);
+    let place = (geometry::mix(key.0 ^ geometry::mix(3)) >> 32) as u32;
+    assert_eq!(Algorithm::Crc32.checksum(key, 3, &data), 0xc71c_0011 ^ place);
+    assert_eq!(Algorithm::Xxh3.checksum(key, 3, &data), XXH3_OF_ZEROS as u32 ^ place);
 }
 
 #[test]

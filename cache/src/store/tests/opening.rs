@@ -17,13 +17,22 @@ fn listing(dir: &Path) -> Vec<String> {
 #[test]
 fn an_unknown_format_is_refused_and_nothing_touched() {
     let dir = tempfile::tempdir().unwrap();
-    for text in ["gridvfs block store\nversion 2\nsomething new\n", "", "something else"] {
-        fs::write(dir.path().join("format"), text).unwrap();
+    let head = "gridvfs block store\nversion";
+    let rest = "size_bytes 4194304\nbanks 4\nways 4\nframe_bytes 65536\n";
+    for text in [
+        format!("{head} 3\nsomething new\n"),
+        format!("{head} 2\nchecksum xxh4\n{rest}"),
+        format!("{head} 2\n{rest}"),
+        format!("{head} 1\nchecksum xxh3\n{rest}"),
+        String::new(),
+        "something else".into(),
+    ] {
+        fs::write(dir.path().join("format"), &text).unwrap();
         for shared in [false, true] {
             let error = Store::open(dir.path(), &small(), shared).unwrap_err();
-            assert!(matches!(error, StoreError::Format { known: 1, .. }), "{error}");
-            if text.contains("version 2") {
-                assert!(error.to_string().contains("format 2"), "{error}");
+            assert!(matches!(error, StoreError::Format { known: 2, .. }), "{error}");
+            for (said, shown) in [("version 3", "format 3,"), ("xxh4", "the checksum xxh4,")] {
+                assert!(!text.contains(said) || error.to_string().contains(shown), "{error}");
             }
             assert_eq!(listing(dir.path()), ["format"]);
             assert_eq!(fs::read_to_string(dir.path().join("format")).unwrap(), text);
@@ -47,6 +56,47 @@ fn a_store_is_found_again_and_remade_for_another_geometry() {
     assert_eq!(store.replaced(), Some(&small()));
     assert_eq!(store.usage().disk_bytes, 0);
     assert_eq!(listing(dir.path()), ["banks", "format", "lock", "tags"]);
+}
+
+#[test]
+fn a_store_of_the_first_format_is_used_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = Format { sum: Algorithm::Crc32, geometry: small() };
+    format::save(dir.path(), &old).unwrap();
+    let text = fs::read_to_string(dir.path().join("format")).unwrap();
+    assert_eq!(
+        text,
+        "gridvfs block store\nversion 1\nsize_bytes 4194304\nbanks 4\nways 4\nframe_bytes 65536\n"
+    );
+    let open = |geometry: &Geometry| Store::open(dir.path(), geometry, false).unwrap();
+    let data = versioned(KEY, 0, 1);
+    open(&small()).put(KEY, 0, &data).unwrap();
+    let tags = fs::read(dir.path().join("tags")).unwrap();
+    let sum = crc32fast::hash(&data) ^ (geometry::mix(KEY.0 ^ geometry::mix(0)) >> 32) as u32;
+    assert_eq!(tags[8], 1, "as the program that made it wrote them");
+    assert!(tags.chunks_exact(4).any(|bytes| bytes == sum.to_le_bytes()));
+
+    let store = open(&small());
+    assert_eq!(read_block(&store, KEY, 0), Some(data.clone()));
+    assert!(store.verify(&mut |_, _| {}).bad.is_empty());
+    drop(store);
+    assert_eq!(fs::read_to_string(dir.path().join("format")).unwrap(), text);
+    let other = Geometry { ways: 8, ..small() };
+    let store = open(&other);
+    store.put(KEY, 0, &data).unwrap();
+    assert_eq!(read_block(&store, KEY, 0), Some(data));
+    assert!(fs::read_to_string(dir.path().join("format")).unwrap().contains("\nchecksum xxh3\n"));
+}
+
+#[test]
+fn tags_of_another_checksum_are_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = versioned(KEY, 0, 1);
+    Store::open(dir.path(), &small(), false).unwrap().put(KEY, 0, &data).unwrap();
+    format::save(dir.path(), &Format { sum: Algorithm::Crc32, geometry: small() }).unwrap();
+    let store = Store::open(dir.path(), &small(), false).unwrap();
+    assert_eq!(read_block(&store, KEY, 0), None);
+    assert_eq!(count(&store.counters().repaired), 0, "they are made anew");
 }
 
 #[test]
