@@ -20,7 +20,7 @@ fn conflicts_of_files_whose_names_are_no_text_are_named_and_resolved() {
     let test = "conflicts_of_files_whose_names_are_no_text_are_named_and_resolved";
     let Some(rig) = Rig::mounted_with(test, Way::Local, &[LAZY]) else { return };
     let names = [&b"dir\xfe/mine\xff"[..], b"dir\xfe/both\xff\n", b"dir\xfe/gone\xff"];
-    let [mine, both, gone] = names.map(|name| OsStr::from_bytes(name));
+    let [mine, both, gone] = names.map(OsStr::from_bytes);
     std::fs::create_dir(rig.mountpoint.join(OsStr::from_bytes(b"dir\xfe"))).expect("folder");
     for name in [mine, both, gone] {
         std::fs::write(rig.mountpoint.join(name), b"at first").expect("write");
