@@ -380,7 +380,7 @@ fn what_is_there_is_read() {
         let test = "what_is_there_is_read";
         let Some(mut rig) = Rig::new(test, case.way) else { continue };
         let mut random = Random(0x5eed_0020);
-        let mut model: Vec<u8> = (0..SIZE_MAX).map(|at| (at * at >> 11) as u8).collect();
+        let mut model: Vec<u8> = (0..SIZE_MAX).map(|at| ((at * at) >> 11) as u8).collect();
         model[1 << 20..2 << 20].fill(0);
         std::fs::write(rig.export.join("file"), &model).expect("write there");
         shell(&rig.export, "mkdir -p a/b && echo text > a/b/small && ln -s b a/link");

@@ -22,7 +22,9 @@ fn system_calls_answer_as_the_kernel_does() {
         let script = rig.folder.join("posix.py");
         std::fs::write(&script, CHECKS).expect("script");
         let own = if matches!(way, Way::Local | Way::Ssh) { "own" } else { "foreign" };
-        println!("{case:?}:\n{}", rig.shell(&format!("python3 {} {own}", script.display())));
+        let gathered = if case.policy == Policy::BackDedicated { "gathered" } else { "" };
+        let command = format!("python3 {} {own} {gathered}", script.display());
+        println!("{case:?}:\n{}", rig.shell(&command));
     }
 }
 
