@@ -38,6 +38,14 @@ impl Core {
             }
         }
         let node = self.known(file);
+        let sets_times = changes.mtime != SetTime::Keep || changes.atime != SetTime::Keep;
+        // Times that were held back may just be on their way: they must not come in after these.
+        let _turn = match &node {
+            Some(node) if sets_times && self.treatment(node).is_lazy() => {
+                Some(node.turn.lock().await)
+            }
+            _ => None,
+        };
         let changing = match &node {
             Some(node) if changes.mtime != SetTime::Keep => Some(node.changing()),
             _ => None,
