@@ -149,7 +149,8 @@ impl Index {
 
     /// Notes a page that the server has answered, from `start_cookie` on, to a client that began at
     /// cookie 0. With the last page, all names of the directory are known, and its listing, unless
-    /// we have changed the directory since the token was taken. Tells whether that is so.
+    /// we have changed the directory since the token was taken. Tells whether that is so; of a large
+    /// directory, whether it is so when all of it is written.
     ///
     /// The attributes of the entries are the caller's to note.
     pub fn set_listing_part(
