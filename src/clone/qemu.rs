@@ -254,7 +254,7 @@ impl<'a> Work<'a> {
         let makes_it = ["file", "socket", "pipe"].map(Some).contains(&options.first());
         for key in ["path", "logfile"] {
             if let Some(path) = options.get(key).filter(|_| makes_it || key == "logfile") {
-                let place = self.own(&path.to_string());
+                let place = self.own(path);
                 options.set(key, &place);
             }
         }

@@ -21,18 +21,26 @@ const NAME_CHARACTERS_MAX: usize = 64;
 
 /// Runs the command.
 pub fn run(args: CloneArgs) -> Result<ExitCode> {
-    let begin = Instant::now();
-    let wish = wish(&args)?;
     let stop = Stop::watch()?;
+    let result = attempt(&args, &stop);
+    if result.is_err() && stop.is_asked() {
+        // Who was asked to stop says so, and ends the process.
+        std::thread::sleep(2 * STOPPING);
+    }
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+fn attempt(args: &CloneArgs, stop: &Stop) -> Result<()> {
+    let begin = Instant::now();
+    let wish = wish(args)?;
     let golden = Golden::open(&args.golden, args.config.as_deref())?;
-    let building = Building::new(&wish.directory, &stop)?;
-    let mut show = Show::new(&args, stop.clone())?;
+    let building = Building::new(&wish.directory, stop)?;
+    let mut show = Show::new(args, stop.clone())?;
     let result = clone::make(&golden, &wish, &building.path, &mut show);
     show.bar.finish_and_clear();
     let outcome = result?;
     building.finish(&wish.directory)?;
-    report(&args, &wish, &outcome, begin.elapsed())?;
-    Ok(ExitCode::SUCCESS)
+    report(args, &wish, &outcome, begin.elapsed())
 }
 
 fn wish(args: &CloneArgs) -> Result<Wish> {
@@ -101,8 +109,11 @@ impl Building {
         std::fs::set_permissions(&self.path, permissions)?;
         let flags = nix::fcntl::RenameFlags::RENAME_NOREPLACE;
         let here = nix::fcntl::AT_FDCWD;
-        nix::fcntl::renameat2(here, &self.path, here, directory, flags)
-            .with_context(|| format!("cannot put the clone in its place, {}", directory.display()))
+        nix::fcntl::renameat2(here, &self.path, here, directory, flags).with_context(|| {
+            format!("cannot put the clone in its place, {}", directory.display())
+        })?;
+        self.stop.finished.store(true, Ordering::SeqCst);
+        Ok(())
     }
 }
 
@@ -126,6 +137,8 @@ fn mask() -> u32 {
 #[derive(Clone)]
 struct Stop {
     asked: Arc<AtomicBool>,
+    /// The clone is in its place: it is too late to stop.
+    finished: Arc<AtomicBool>,
     directory: Arc<std::sync::Mutex<Option<PathBuf>>>,
 }
 
@@ -136,7 +149,8 @@ impl Stop {
             signals.add(signal);
         }
         signals.thread_block()?;
-        let stop = Self { asked: Arc::default(), directory: Arc::default() };
+        let stop =
+            Self { asked: Arc::default(), finished: Arc::default(), directory: Arc::default() };
         let own = stop.clone();
         std::thread::spawn(move || {
             if let Ok(signal) = signals.wait() {
@@ -167,6 +181,9 @@ impl Stop {
         let end = Instant::now() + STOPPING;
         while Instant::now() < end && self.directory().is_some() {
             std::thread::sleep(Duration::from_millis(10));
+        }
+        if self.finished.load(Ordering::SeqCst) {
+            return;
         }
         if let Some(path) = self.directory().take() {
             let _ = std::fs::remove_dir_all(path);

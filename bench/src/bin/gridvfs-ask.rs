@@ -34,8 +34,10 @@ struct Cli {
 
 /// More than a port's own buffer holds while no guest reads it.
 const BLANKS: usize = 64;
-/// The first wait for an answer; each further one is twice as long.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// The first wait for an answer; each further one is twice as long, up to a limit that bounds the
+/// error of a measured boot.
+const PATIENCE: Duration = Duration::from_millis(250);
+const PATIENCE_MAX: Duration = Duration::from_secs(1);
 /// The most that an answer may have, in bytes.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
@@ -100,7 +102,7 @@ fn ask(stream: &mut UnixStream, cli: &Cli, end: Instant) -> Result<(Vec<u8>, u8)
         if Instant::now() >= end {
             bail!("no answer; the port said {:?}", String::from_utf8_lossy(&seen));
         }
-        patience *= 2;
+        patience = PATIENCE_MAX.min(patience * 2);
     }
 }
 

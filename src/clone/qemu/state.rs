@@ -123,10 +123,20 @@ pub fn size(text: &str) -> Option<u64> {
 
 /// Says whether a QEMU can map a file privately without opening it for writing (8.2 and later).
 pub fn knows_private_read_only(program: &str) -> bool {
+    if !is_installed_qemu(program) {
+        return false;
+    }
     let mut command = Command::new(program);
     command.args(["-object", "memory-backend-file,help"]).stdin(Stdio::null());
     let output = command.output();
     output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("rom="))
+}
+
+/// Cloning runs nothing but this machine's own QEMU, whatever a golden VM's command line names.
+fn is_installed_qemu(program: &str) -> bool {
+    let (directory, name) = program.rsplit_once('/').unwrap_or(("", program));
+    let installed = ["", "/usr/bin", "/usr/local/bin", "/usr/libexec"].contains(&directory);
+    installed && (name.starts_with("qemu-system-") || name == "qemu-kvm")
 }
 
 #[cfg(test)]
@@ -170,6 +180,17 @@ mod tests {
         let mut by_name = Incoming::parse("file:state", |_| None).unwrap();
         std::fs::write(&file, "other").unwrap();
         assert!(by_name.look_into(&file, true).is_err());
+    }
+
+    #[test]
+    fn nothing_but_an_installed_qemu_is_run() {
+        for program in ["qemu-system-x86_64", "/usr/bin/qemu-system-arm", "/usr/libexec/qemu-kvm"] {
+            assert!(is_installed_qemu(program), "{program}");
+        }
+        for program in ["reboot", "./qemu-system-x86_64", "/golden/qemu-system-x86_64", "qemu", ""]
+        {
+            assert!(!is_installed_qemu(program), "{program}");
+        }
     }
 
     #[test]
