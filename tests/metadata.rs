@@ -1,0 +1,192 @@
+//! Metadata files over real mounts: what they save, and that reads are the server's all the same.
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Rig, WAYS, Way, gridvfs, run, shell};
+use serde_json::Value;
+
+/// A file like a guest's memory: pieces of programs, zeros that are there, holes, a ragged end.
+fn memory(path: &Path) {
+    let program = std::fs::read(gridvfs()).expect("this program");
+    let mut data = vec![0; 24 << 20];
+    for number in (0..24).step_by(3) {
+        let from = (number * 700_001) % (program.len() - (1 << 20));
+        let at = number << 20;
+        data[at..at + 900_000].copy_from_slice(&program[from..from + 900_000]);
+    }
+    data.extend_from_slice(b"the end");
+    std::fs::write(path, &data).expect("written");
+    shell(path.parent().expect("a folder"), "fallocate -d memory");
+}
+
+fn meta(rig: &Rig, words: &[&str], file: &str) {
+    let mut command = rig.command(gridvfs());
+    run(command.arg("meta").args(words).arg(rig.export.join(file)));
+}
+
+fn counter(status: &Value, of: &str, name: &str) -> u64 {
+    status[of][name].as_u64().unwrap_or_else(|| panic!("{of}.{name}: {status}"))
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    for _ in 0..600 {
+        if done() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("not within 60 s: {what}");
+}
+
+#[test]
+fn zeros_stay_here_and_the_rest_comes_whole() {
+    let test = "zeros_stay_here_and_the_rest_comes_whole";
+    for way in WAYS {
+        let Some(mut rig) = Rig::new(test, way) else { continue };
+        memory(&rig.export.join("memory"));
+        meta(&rig, &["build", "--zero", "--hash", "--action", "zstd"], "memory");
+        rig.set_options(&["cache=on"]);
+        rig.mount();
+        rig.shell(&format!("cmp memory {}/memory", rig.export.display()));
+        assert_eq!(rig.shell("ls -A"), "memory\n", "{way:?}: metadata is not listed");
+        rig.shell("test -f .memory.gvfs-meta");
+        let status = rig.status();
+        assert_eq!(counter(&status, "metadata", "loaded"), 1, "{way:?}");
+        let zeros = counter(&status, "metadata", "zero_bytes");
+        assert!(zeros > 16 << 20, "{way:?}: {zeros} bytes of zeros");
+        if way != Way::Local {
+            let received = counter(&status, "link", "received_bytes");
+            let most = match way {
+                Way::Ssh | Way::Forward => 6 << 20,
+                _ => 16 << 20,
+            };
+            assert!(received < most, "{way:?}: {received} bytes came");
+        }
+        let whole = || counter(&rig.status(), "cache", "whole_files") == 1;
+        until("the file is here as a whole", whole);
+
+        // The next session has it, and holes are holes.
+        rig.umount();
+        rig.mount();
+        let folder = rig.folder.display();
+        rig.shell(&format!("cp --sparse=auto memory {folder}/copy"));
+        shell(&rig.folder, "cmp copy export/memory; test $(du -k copy | cut -f1) -lt 9000");
+        let status = rig.status();
+        if way != Way::Local {
+            let received = counter(&status, "link", "received_bytes");
+            assert!(received < 500_000, "{way:?}: {received} bytes came again");
+        }
+        rig.umount();
+    }
+}
+
+#[test]
+fn a_file_that_changes_on_the_server_is_read_as_it_is() {
+    let test = "a_file_that_changes_on_the_server_is_read_as_it_is";
+    let Some(mut rig) = Rig::new(test, Way::Ssh) else { return };
+    memory(&rig.export.join("memory"));
+    meta(&rig, &["build"], "memory");
+    rig.mount();
+    rig.shell("head -c 5000000 memory >/dev/null");
+    shell(&rig.export, "printf changed | dd of=memory bs=1 seek=2000000 conv=notrunc status=none");
+    std::thread::sleep(Duration::from_millis(2100));
+    rig.shell(&format!("cmp memory {}/memory", rig.export.display()));
+    // Metadata of what it is now is used again by the next session; damaged metadata by none.
+    meta(&rig, &["build"], "memory");
+    rig.umount();
+    rig.mount();
+    rig.shell(&format!("cmp memory {}/memory", rig.export.display()));
+    assert_eq!(counter(&rig.status(), "metadata", "loaded"), 1);
+    rig.umount();
+    shell(&rig.export, "printf x | dd of=.memory.gvfs-meta bs=1 seek=200 conv=notrunc status=none");
+    rig.mount();
+    rig.shell(&format!("cmp memory {}/memory", rig.export.display()));
+    let status = rig.status();
+    assert_eq!(counter(&status, "metadata", "loaded"), 0);
+    assert_eq!(counter(&status, "metadata", "refused"), 1);
+    rig.umount();
+}
+
+#[test]
+fn a_file_that_is_written_through_the_mount_is_what_was_written() {
+    let test = "a_file_that_is_written_through_the_mount_is_what_was_written";
+    for options in [&["write_policy=write-back", "consistency=dedicated"][..], &[]] {
+        let Some(mut rig) = Rig::new(test, Way::Ssh) else { return };
+        memory(&rig.export.join("memory"));
+        meta(&rig, &["build", "--zero", "--hash", "--action", "zstd"], "memory");
+        shell(&rig.folder, "cp --sparse=always export/memory copy");
+        rig.set_options(options);
+        rig.mount();
+        let script = "head -c 100000 $F >/dev/null
+            seq 100000 | dd of=$F bs=1000 seek=9777 conv=notrunc status=none
+            fallocate -p -o 3000000 -l 500000 $F
+            truncate -s 23000000 $F; printf tail >>$F; truncate -s 25000000 $F";
+        for file in [rig.mountpoint.join("memory"), rig.folder.join("copy")] {
+            run(Command::new("bash").args(["-ec", script]).env("F", file));
+        }
+        rig.shell(&format!("cmp memory {}/copy", rig.folder.display()));
+        rig.write_back();
+        shell(&rig.folder, "cmp export/memory copy");
+        rig.umount();
+        rig.mount();
+        rig.shell(&format!("cmp memory {}/copy", rig.folder.display()));
+        rig.umount();
+    }
+}
+
+#[test]
+fn known_content_does_not_cross_the_link() {
+    let Some(mut rig) = Rig::new("known_content_does_not_cross_the_link", Way::Ssh) else { return };
+    memory(&rig.export.join("memory"));
+    shell(
+        &rig.export,
+        "cp --sparse=always memory other
+         head -c 8192 /dev/urandom | dd of=other bs=8192 seek=100 conv=notrunc status=none",
+    );
+    meta(&rig, &["build", "--zero", "--hash"], "memory");
+    meta(&rig, &["build", "--zero", "--hash"], "other");
+    rig.mount();
+    rig.shell("cat memory >/dev/null");
+    rig.umount();
+    rig.mount();
+    rig.shell(&format!("cmp other {}/other", rig.export.display()));
+    let status = rig.status();
+    assert!(counter(&status, "metadata", "content_bytes") > 6 << 20, "{status}");
+    let received = counter(&status, "link", "received_bytes");
+    assert!(received < 500_000, "{received} bytes came for 8192 new ones");
+    rig.umount();
+}
+
+#[test]
+fn a_recorded_working_set_is_in_the_metadata() {
+    let test = "a_recorded_working_set_is_in_the_metadata";
+    let Some(mut rig) = Rig::new(test, Way::Ssh) else { return };
+    memory(&rig.export.join("memory"));
+    rig.mount();
+    let mount = rig.mountpoint.clone();
+    let profile = |rig: &Rig, what: &str| {
+        let mut command = rig.command(gridvfs());
+        let output = run(command.arg("profile").arg(what).arg(&mount).arg("--json"));
+        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")
+    };
+    rig.shell("dd if=memory of=/dev/null bs=4096 skip=100 count=1 iflag=direct status=none");
+    profile(&rig, "start");
+    rig.shell("dd if=memory of=/dev/null bs=4096 skip=3000 count=1 iflag=direct status=none");
+    let told = profile(&rig, "stop");
+    assert_eq!(told["files"][0]["path"], "memory");
+    assert_eq!(told["files"][0]["error"], Value::Null);
+    rig.write_back();
+    let mut command = rig.command(gridvfs());
+    let shown = run(command.args(["meta", "show", "--json"]).arg(rig.export.join("memory")));
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("working_set"), "{shown}");
+    rig.umount();
+    rig.mount();
+    rig.shell("test -f memory; stat memory >/dev/null");
+    until("it is fetched ahead", || counter(&rig.status(), "metadata", "ahead_bytes") > 0);
+    rig.umount();
+}
