@@ -228,3 +228,54 @@ fn an_interrupted_clone_leaves_nothing() {
     assert_eq!(shell(&rig.folder, "ls clones"), "");
     rig.link("restore");
 }
+
+/// Stands for the session of a mount: it answers one question with `reply`.
+fn session(runtime: &Path, mountpoint: &Path, reply: Value) -> std::thread::JoinHandle<Value> {
+    use std::io::{BufRead, BufReader};
+    let sessions = runtime.join("gridvfs/sessions");
+    std::fs::create_dir_all(&sessions).unwrap();
+    let record = serde_json::json!({
+        "name": "vm", "source": "gvhost:/vm", "mountpoint": mountpoint, "pid": std::process::id()
+    });
+    std::fs::write(sessions.join("vm.json"), record.to_string()).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(sessions.join("vm.sock")).unwrap();
+    std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        (&stream).write_all(format!("{reply}\n").as_bytes()).unwrap();
+        serde_json::from_str(&line).unwrap()
+    })
+}
+
+#[test]
+fn memory_comes_from_a_whole_copy_that_the_session_holds() {
+    let test = "memory_comes_from_a_whole_copy_that_the_session_holds";
+    if !installed("qemu-img") {
+        return skipped(test, "needs qemu-img");
+    }
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path().canonicalize().unwrap();
+    made_up(&folder);
+    // Of the same size, and to be told from the golden one.
+    shell(&folder, "head -c 16M /dev/urandom >cached; head -c 1M cached >part; mkdir runtime");
+    for (reply, name, memory) in [
+        (serde_json::json!({"ok": true, "path": folder.join("cached")}), "a", "cached"),
+        (serde_json::json!({"ok": true, "path": folder.join("part")}), "b", "vm/memory"),
+        (serde_json::json!({"ok": true, "path": folder.join("none")}), "c", "vm/memory"),
+        (
+            serde_json::json!({"ok": false, "error": "unknown verb \"local-file\""}),
+            "d",
+            "vm/memory",
+        ),
+    ] {
+        let answering = session(&folder.join("runtime"), &folder, reply);
+        let mut command = Command::new(gridvfs());
+        command.env("XDG_RUNTIME_DIR", folder.join("runtime")).stdin(Stdio::null());
+        run(command.arg("clone").arg(folder.join("vm")).arg(folder.join(name)));
+        let asked = answering.join().unwrap();
+        assert_eq!(asked["verb"], "local-file");
+        assert_eq!(asked["arguments"]["path"], "vm/memory");
+        shell(&folder, &format!("cmp {memory} {name}/memory; rm -r runtime/gridvfs"));
+    }
+}

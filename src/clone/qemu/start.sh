@@ -8,7 +8,11 @@
 cd "$(dirname "$0")" || exit 1
 incoming=INCOMING commands=COMMANDS
 case ${1-} in
---boot) incoming="" commands="" ; shift ;;
+--boot)
+    # Its disk goes on, too.
+    [ -z "$incoming" ] || : >resumed || exit 1
+    incoming="" commands=""
+    shift ;;
 --discard)
     rm -f resumed
 REDO
