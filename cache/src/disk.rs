@@ -15,14 +15,19 @@
 //! its blocks enter the store, so that the store never holds what a crash could unmake.
 
 mod attributes;
+mod below;
 mod conflict;
 mod data;
+mod defer;
+mod deliver;
 mod doubt;
 mod fetch;
+mod name_conflict;
 mod names;
 mod node;
 mod open;
 mod options;
+mod pending;
 mod read;
 mod recover;
 mod send;
@@ -58,6 +63,7 @@ use crate::index::Index;
 use crate::journal::Journal;
 use crate::store::Store;
 
+pub use below::NameLayer;
 pub use conflict::{Conflict, Resolution};
 pub use data::Counters as DiskCounters;
 pub use node::ConflictKind;
@@ -89,6 +95,8 @@ pub(crate) struct Core {
     buffer: Arc<BufferLayer>,
     /// What is below that layer, for reads that are to leave no trace in it.
     client: Arc<dyn Vfs>,
+    /// The same: changes of names that the server does not know yet.
+    names: Arc<NameLayer>,
     runtime: Handle,
     store: Store,
     wholes: whole::Wholes,
@@ -479,6 +487,10 @@ impl Vfs for DiskCache {
 
     fn discard(&self, file: &FileHandle) {
         self.core.discard(file);
+    }
+
+    async fn sync_names(&self) -> Result<()> {
+        self.core.sync_names().await
     }
 
     async fn shutdown(&self) -> Result<()> {

@@ -224,6 +224,7 @@ impl Core {
         if links == Some(1) && believed {
             self.discard(handle);
             self.index.forget_node(handle);
+            self.forget_bound(handle);
             return;
         }
         self.note_own(handle, None);
@@ -297,8 +298,8 @@ impl Core {
         } else {
             self.index.renamed(from.0, from.1, to.0, to.1);
         }
-        if let Some(handle) = moved {
-            // The server's clock is in its ctime now.
+        if let Some(handle) = moved.filter(|_| !self.defers()) {
+            // The server's clock is in its ctime now. A session that owns its files goes by its own.
             self.note_own(&handle, None);
         }
         for (dir, wcc) in [(from.0, &from_wcc), (to.0, &to_wcc)] {

@@ -3,6 +3,7 @@
 
 mod damage;
 mod kills;
+mod names;
 mod power;
 mod program;
 mod trouble;

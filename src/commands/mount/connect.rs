@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use gridvfs_cache::disk::{DiskOptions, Settings};
+use gridvfs_cache::disk::{DiskOptions, NameLayer, Settings};
 use gridvfs_cache::{BufferLayer, BufferOptions, DiskCache};
 use gridvfs_proxy::local_dir::{LocalDir, LocalDirOptions};
 use gridvfs_upstream::ssh::{
@@ -48,15 +48,17 @@ pub struct Cache {
 }
 
 impl Stack {
-    /// Puts a disk cache on top.
+    /// Puts the layers of a cached mount over the server.
     async fn add_cache(
         mut self,
         plan: &Plan,
         mut dir: CacheDir,
         settings: Settings,
-        buffer: Arc<BufferLayer>,
         below: Arc<dyn Vfs>,
     ) -> Result<Self> {
+        let names = Arc::new(NameLayer::new(below));
+        let buffer = new_buffer(names.clone()).await?;
+        self.buffer = Some(buffer.clone());
         let options = DiskOptions {
             dir: dir.path.clone(),
             geometry: plan.settings.cache.geometry,
@@ -64,7 +66,7 @@ impl Stack {
             small_max_bytes: SMALL_BYTES_MAX,
             settings,
         };
-        let opened = DiskCache::open(buffer, below, Handle::current(), options).await;
+        let opened = DiskCache::open(buffer, names, Handle::current(), options).await;
         let disk = Arc::new(opened.map_err(|error| cache_dir::open_error(&dir.path, error))?);
         dir.is_used();
         self.top = disk.clone();
@@ -117,9 +119,7 @@ async fn connect_patiently(plan: &Plan) -> Result<Stack> {
         let stack =
             Stack { top: directory.clone(), buffer: None, client: None, host: None, cache: None };
         let Some((dir, wanted)) = cache else { return Ok(stack) };
-        let buffer = new_buffer(directory.clone()).await?;
-        let stack = Stack { buffer: Some(buffer.clone()), ..stack };
-        return stack.add_cache(plan, dir, wanted, buffer, directory).await;
+        return stack.add_cache(plan, dir, wanted, directory).await;
     }
     let host = match &plan.source {
         Source::Ssh { destination, .. } => Some(ssh_host(plan, destination)?),
@@ -167,18 +167,18 @@ async fn connect_patiently(plan: &Plan) -> Result<Stack> {
         }
         (Source::Local(_), _) | (Source::Ssh { .. }, None) => bail!("not reached over a network"),
     };
-    let buffer = new_buffer(client.clone()).await?;
     let stack = Stack {
-        top: buffer.clone(),
-        buffer: Some(buffer.clone()),
+        top: client.clone(),
+        buffer: None,
         client: Some(client.clone()),
         host,
         cache: None,
     };
-    match cache {
-        Some((dir, wanted)) => stack.add_cache(plan, dir, wanted, buffer, client).await,
-        None => Ok(stack),
+    if let Some((dir, wanted)) = cache {
+        return stack.add_cache(plan, dir, wanted, client).await;
     }
+    let buffer = new_buffer(client).await?;
+    Ok(Stack { top: buffer.clone(), buffer: Some(buffer), ..stack })
 }
 
 async fn new_buffer(below: Arc<dyn Vfs>) -> Result<Arc<BufferLayer>> {
