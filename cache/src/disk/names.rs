@@ -58,6 +58,17 @@ impl Core {
         }
     }
 
+    /// Says whether an error says no more than what is known of a name, in a session that goes by
+    /// that.
+    fn was_expected(&self, dir: &FileHandle, name: &[u8], error: &Error) -> bool {
+        self.defers()
+            && match self.index.lookup(dir, name) {
+                Name::Here(_) => error.status() == Status::EXIST,
+                Name::Absent => error.status() == Status::NOENT,
+                Name::Unknown => false,
+            }
+    }
+
     /// Notes what a change of names left of its directory.
     fn after(&self, dir: &FileHandle, wcc: &Wcc) {
         self.note_own(dir, wcc.after);
@@ -74,7 +85,9 @@ impl Core {
         let made = match made {
             Ok(made) => made,
             Err(error) => {
-                self.index.forget_name(dir, name);
+                if !self.was_expected(dir, name, &error) {
+                    self.index.forget_name(dir, name);
+                }
                 return Err(error);
             }
         };
@@ -194,7 +207,9 @@ impl Core {
                 Ok(wcc)
             }
             Err(error) => {
-                self.index.forget_name(dir, name);
+                if !self.was_expected(dir, name, &error) {
+                    self.index.forget_name(dir, name);
+                }
                 self.not_removed(child.as_ref());
                 Err(error)
             }

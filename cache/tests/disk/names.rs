@@ -44,10 +44,19 @@ fn list(session: &Session) -> BTreeSet<String> {
             cookie = entry.cookie;
         }
         if page.eof {
-            return names;
+            break;
         }
         assert!(!page.entries.is_empty());
     }
+    // That a name is absent is told by the index when it has written the listing down.
+    let mut number = 0;
+    eventually("the listing is known", || {
+        number += 1;
+        let before = calls(session);
+        let absent = session.lookup(&format!("absent{number}"));
+        absent == Err(Status::NOENT.into()) && calls(session) == before
+    });
+    names
 }
 
 fn attr(session: &Session, file: &FileHandle) -> Attr {
@@ -378,7 +387,6 @@ fn other_sessions_defer_nothing() {
     ] {
         let world = World::new(policy, consistency);
         let session = world.open();
-        list(&session);
         create_new(&session, "file").expect("created");
         assert_eq!(at_server(&world), names(&["file"]));
         session.remove("file").expect("removed");
