@@ -96,6 +96,19 @@ impl NameLayer {
         self.wait(Wait::Names(names)).await
     }
 
+    /// Makes what is pending of these names, and of the files that they lead to.
+    async fn settle_children(&self, names: &[At]) -> Result<()> {
+        if self.is_quiet() {
+            return Ok(());
+        }
+        if let Some(core) = self.core() {
+            for child in names.iter().filter_map(|at| core.known_child(at)) {
+                self.wait(Wait::File(&child)).await?;
+            }
+        }
+        self.settle_names(names).await
+    }
+
     /// Makes what is pending in a directory.
     pub(super) async fn settle_dir(&self, dir: &FileHandle) -> Result<()> {
         self.wait(Wait::Directory(dir)).await
@@ -368,7 +381,7 @@ impl Vfs for NameLayer {
         {
             return Ok(created);
         }
-        self.settle_names(std::slice::from_ref(&at)).await?;
+        self.settle_children(&[at]).await?;
         Ok(self.show_created(self.client.create(caller, dir, name, how).await?))
     }
 
@@ -414,7 +427,7 @@ impl Vfs for NameLayer {
         {
             return Ok(wcc);
         }
-        self.settle_names(&[at]).await?;
+        self.settle_children(&[at]).await?;
         self.client.remove(caller, dir, name).await
     }
 
@@ -451,7 +464,7 @@ impl Vfs for NameLayer {
                 self.settle_dir(&child).await?;
             }
         }
-        self.settle_names(&[from, to]).await?;
+        self.settle_children(&[from, to]).await?;
         self.client.rename(caller, from_dir, from_name, to_dir, to_name, no_replace).await
     }
 

@@ -155,7 +155,9 @@ impl Core {
         caller: &Caller,
     ) -> Result<Made, Failure> {
         match &pending.op.change {
-            NameChange::Create { at, attr, .. } => self.make_file(caller, at, attr).await,
+            NameChange::Create { at, attr, .. } => {
+                self.make_file(caller, at, attr, pending.doubt).await
+            }
             NameChange::Remove { at, file, .. } => {
                 self.make_removal(caller, at, file).await?;
                 Ok(Made::Change)
@@ -176,7 +178,13 @@ impl Core {
 
     /// GUARDED: a file that others have made meanwhile is not touched, and one that we have made
     /// ourselves, without having heard of it, is recognised.
-    async fn make_file(&self, caller: &Caller, at: &At, attr: &Attr) -> Result<Made, Failure> {
+    async fn make_file(
+        &self,
+        caller: &Caller,
+        at: &At,
+        attr: &Attr,
+        doubt: bool,
+    ) -> Result<Made, Failure> {
         let client = &self.names.client;
         let how = CreateHow::Guarded(SetAttr {
             mode: Some(attr.mode),
@@ -191,15 +199,17 @@ impl Core {
             },
             Err(Error::Status(Status::EXIST)) => {
                 let (handle, found) = self.ask_for(caller, at).await?;
-                let own = |it: &Attr| {
-                    it.kind == FileKind::Regular
-                        && it.size == 0
-                        && (it.atime, it.mtime) == (attr.atime, attr.mtime)
-                };
-                if !found.as_ref().is_some_and(own) {
-                    return Err(Failure::Conflict(ConflictKind::Exists));
+                let new = |it: &&Attr| it.kind == FileKind::Regular && it.size == 0 && it.links == 1;
+                match found.as_ref().filter(new) {
+                    Some(it) if (it.atime, it.mtime) == (attr.atime, attr.mtime) => (handle, found),
+                    // A server that died in the middle has made it, and not set its times. Should it
+                    // be others', nothing is in it.
+                    Some(it) if doubt && it.atime == it.mtime => {
+                        self.make_set(caller, &handle, &Set::of_new(attr), None).await?;
+                        (handle, None)
+                    }
+                    _ => return Err(Failure::Conflict(ConflictKind::Exists)),
                 }
-                (handle, found)
             }
             Err(error) => return Err(error.into()),
         };
@@ -312,6 +322,7 @@ impl Core {
             let now = (attr.size, attr.mtime);
             let after = (set.size.unwrap_or(before.0), set.mtime.unwrap_or(before.1));
             if now != before && now != after {
+                eprintln!("DEBUG changed: before {before:?} now {now:?} after {after:?} set {set:?}");
                 return Err(Failure::Conflict(ConflictKind::Changed));
             }
         }
@@ -409,6 +420,7 @@ impl Core {
                 let known = pending.failing.as_ref().map(Error::to_string);
                 let new = known != Some(error.to_string());
                 pending.failures += 1;
+                pending.doubt |= !matches!(error, Error::Status(_));
                 pending.retry_at = Some(Instant::now() + pause);
                 pending.failing = Some(error.clone());
                 drop(queue);
@@ -418,6 +430,7 @@ impl Core {
                 }
             }
             Failure::Conflict(kind) => {
+                eprintln!("DEBUG conflict {kind} {pending:?}");
                 pending.conflict = Some(kind);
                 drop(queue);
                 add(&self.counters.conflicts, 1);

@@ -262,11 +262,14 @@ impl DiskCache {
         if settings.consistency != Consistency::Dedicated || !index.closed_cleanly() {
             index.forget_all();
         }
+        // What the journal knows, the index may have been about to write.
+        let told = queue.bound();
         for (ours, server) in index.aliases() {
             if queue.server(&ours).is_none() {
                 queue.bind(ours, server);
             }
         }
+        told.iter().for_each(|(ours, server)| index.set_alias(ours, Some(server)));
         let synced_damage = damage.iter().any(|damage| damage.synced);
         drop_unknown(&journal, &mut queue, &mut files, synced_damage);
         let fresh = moved || restarted;

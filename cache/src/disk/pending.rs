@@ -44,6 +44,8 @@ pub(crate) struct Pending {
     pub sending: bool,
     /// The server may have been asked, by this process or an earlier one.
     pub asked: bool,
+    /// It has been, without an answer that anybody knows of.
+    pub doubt: bool,
     pub failing: Option<Error>,
     pub failures: u32,
     pub retry_at: Option<Instant>,
@@ -94,6 +96,12 @@ impl Set {
         attr.size = self.size.unwrap_or(attr.size);
         attr.atime = self.atime.unwrap_or(attr.atime);
         attr.mtime = self.mtime.unwrap_or(attr.mtime);
+    }
+
+    /// What is set of a new file.
+    pub fn of_new(attr: &Attr) -> Self {
+        let (mode, atime, mtime) = (Some(attr.mode), Some(attr.atime), Some(attr.mtime));
+        Self { mode, size: None, atime, mtime }
     }
 
     /// Takes a later change in, unless both have to be made.
@@ -192,6 +200,11 @@ impl Queue {
         self.ready.contains(&number)
     }
 
+    /// The files that are known by handles of ours: those, and the server's.
+    pub fn bound(&self) -> Vec<(FileHandle, FileHandle)> {
+        self.to_server.iter().map(|(ours, server)| (*ours, *server)).collect()
+    }
+
     /// How many files are known by handles of ours.
     pub fn bound_count(&self) -> usize {
         self.to_server.len()
@@ -255,6 +268,7 @@ impl Queue {
             urgent: false,
             sending: false,
             asked,
+            doubt: asked,
             failing: None,
             failures: 0,
             retry_at: None,
@@ -658,6 +672,7 @@ impl Queue {
                 NameEvent::Record(_, NameRecord::Done(number)) => drop(queue.done(number)),
             }
         }
+        queue.ops.values_mut().for_each(|pending| pending.doubt = pending.asked);
         (queue, any_hole)
     }
 

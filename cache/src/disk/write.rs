@@ -261,6 +261,7 @@ impl Core {
     /// Notes in the journal what the file is like that is about to have unsent data.
     pub fn begin(&self, node: &Node, state: &mut State) -> std::io::Result<()> {
         self.wholes.remove(node.key());
+        self.say_bound(state, &node.handle)?;
         // A change of ours that is under way, or whose outcome is not known, may make another
         // version of the base.
         let known = state.settled && state.changing == 0;
@@ -278,13 +279,19 @@ impl Core {
         Ok(())
     }
 
-    fn say(&self, state: &mut State, record: &Record) -> std::io::Result<()> {
+    /// The next process is to know what the server calls a file that is known here by a handle of ours.
+    fn say_bound(&self, state: &mut State, handle: &FileHandle) -> std::io::Result<()> {
         if state.said.server.is_none()
-            && let Some(bound) = self.bound_record(record.handle())
+            && let Some(bound) = self.bound_record(handle)
         {
             self.journal.append(&bound)?;
             state.said.apply(&bound);
         }
+        Ok(())
+    }
+
+    fn say(&self, state: &mut State, record: &Record) -> std::io::Result<()> {
+        self.say_bound(state, record.handle())?;
         self.journal.append(record)?;
         state.said.apply(record);
         Ok(())
