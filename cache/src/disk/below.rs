@@ -97,7 +97,7 @@ impl NameLayer {
     }
 
     /// Makes what is pending of these names, and of the files that they lead to.
-    async fn settle_children(&self, names: &[At]) -> Result<()> {
+    pub(super) async fn settle_children(&self, names: &[At]) -> Result<()> {
         if self.is_quiet() {
             return Ok(());
         }

@@ -322,7 +322,6 @@ impl Core {
             let now = (attr.size, attr.mtime);
             let after = (set.size.unwrap_or(before.0), set.mtime.unwrap_or(before.1));
             if now != before && now != after {
-                eprintln!("DEBUG changed: before {before:?} now {now:?} after {after:?} set {set:?}");
                 return Err(Failure::Conflict(ConflictKind::Changed));
             }
         }
@@ -430,7 +429,6 @@ impl Core {
                 }
             }
             Failure::Conflict(kind) => {
-                eprintln!("DEBUG conflict {kind} {pending:?}");
                 pending.conflict = Some(kind);
                 drop(queue);
                 add(&self.counters.conflicts, 1);

@@ -13,7 +13,7 @@ use super::setattr::is_answer;
 use crate::counters::add;
 use crate::crash;
 use crate::index::{Index, Name};
-use crate::journal::Record;
+use crate::journal::{At, Record};
 
 /// About how many bytes an entry with attributes takes in the answer to READDIRPLUS.
 const ENTRY_BYTES: u32 = 170;
@@ -122,6 +122,10 @@ impl Core {
             true => self.file_of_name(caller, dir, name).await?.and_then(|file| self.known(&file)),
             false => None,
         };
+        if before.is_some() {
+            // Before the file's turn is taken: a rename that is pending may wait for its data.
+            self.names.settle_children(&[At { dir: *dir, name: name.into() }]).await?;
+        }
         let mut changing = None;
         let _turn = match &before {
             Some(node) => {

@@ -43,7 +43,8 @@ impl Death {
         }
         // All points in turn, whatever the dice say.
         let index = (seed.wrapping_mul(KILLS_PER_WORLD) + turn) as usize % Point::ALL.len();
-        let often = Point::ALL[index].name().starts_with("JOURNAL_");
+        let name = Point::ALL[index].name();
+        let often = name.starts_with("JOURNAL_") && !name.ends_with("_DELETE");
         Self::At(Point::ALL[index], 1 + dice.below(if often { 30 } else { 5 }))
     }
 }
