@@ -68,14 +68,26 @@ impl Core {
         created.or_else(|| self.index.node(file)?.attr)
     }
 
-    /// The attributes of a directory in which the caller may make and remove names beyond doubt.
-    fn changeable(&self, caller: &Caller, dir: &FileHandle) -> Option<Attr> {
-        let attr = self.index.node(dir)?.attr?;
-        let owner = rights(&attr, caller, CHANGING).is_some();
-        let granted = || {
-            attr.mode & STICKY == 0 && self.index.granted(dir, caller, CHANGING) == Some(CHANGING)
+    /// The attributes of a directory in which the caller may make and remove names beyond doubt. Of
+    /// others than its owner, and of root, whom servers may take for somebody else, the server is asked
+    /// once.
+    async fn changeable(&self, caller: &Caller, dir: &FileHandle) -> Option<Attr> {
+        let attr = self.index.node(dir)?.attr.filter(|attr| attr.kind == FileKind::Directory)?;
+        if caller.uid != 0 && rights(&attr, caller, CHANGING).is_some() {
+            return Some(attr);
+        }
+        if attr.mode & STICKY != 0 && attr.uid != caller.uid {
+            return None;
+        }
+        let granted = match self.index.granted(dir, caller, CHANGING) {
+            Some(granted) => granted,
+            None => {
+                let answer = self.names.client.access(caller, dir, Access(CHANGING)).await.ok()?;
+                self.index.set_granted(dir, caller, CHANGING, answer.granted.0);
+                answer.granted.0
+            }
         };
-        (attr.kind == FileKind::Directory && (owner || granted())).then_some(attr)
+        (granted & CHANGING == CHANGING).then_some(attr)
     }
 
     /// Says whether a file of that name is written back later.
@@ -118,6 +130,12 @@ impl Core {
     fn post(&self, queue: &mut Queue, caller: &Caller, change: NameChange) -> Result<()> {
         let op = NameOp { uid: caller.uid, gid: caller.gid, change };
         crash::point(crash::Point::BEFORE_NAME);
+        // The index, which knows the server's handle, may be lost.
+        for file in [Some(*op.file()), op.replaced()].into_iter().flatten() {
+            if let Some(server) = queue.server(&file).filter(|_| is_ours(&file)) {
+                self.append_or_make_room(&Record::Bound { handle: file, server, made_by: 0 })?;
+            }
+        }
         let number = self.log_name(NameRecord::Op(op.clone()))?;
         crash::point(crash::Point::AFTER_NAME);
         queue.add(number, op, Some(Arc::new(caller.clone())), Instant::now());
@@ -128,14 +146,16 @@ impl Core {
     /// Writes a record about names. To be called with the queue locked: memory and log agree on the
     /// order.
     pub fn log_name(&self, record: NameRecord) -> Result<u64> {
-        let record = Record::Name(record);
-        let logged = self.journal.append(&record).or_else(|_| {
+        let number = self.append_or_make_room(&Record::Name(record))?;
+        self.names.last_record.store(number, Ordering::Release);
+        Ok(number)
+    }
+
+    fn append_or_make_room(&self, record: &Record) -> Result<u64> {
+        let logged = self.journal.append(record).or_else(|_| {
             self.make_room_for_record();
-            self.journal.append(&record)
+            self.journal.append(record)
         });
-        if let Ok(number) = &logged {
-            self.names.last_record.store(*number, Ordering::Release);
-        }
         logged.map_err(|error| {
             log::error!("cannot write to the journal: {error}");
             Status::from_errno(error.raw_os_error().unwrap_or(libc::EIO)).into()
@@ -160,7 +180,7 @@ impl Core {
             && wanted.gid.is_none()
             && wanted.mode.unwrap_or(0) & SET_ID == 0;
         // Whose the file will be is certain where the directory is the caller's.
-        let dir = self.changeable(caller, &at.dir).filter(|dir| dir.uid == caller.uid);
+        let dir = self.changeable(caller, &at.dir).await.filter(|dir| dir.uid == caller.uid);
         let (Some(dir), true) = (dir, plain) else { return Ok(None) };
         match (self.look(at), how) {
             (Name::Absent, _) => {}
@@ -191,7 +211,7 @@ impl Core {
         if !self.defers() || !is_usual(at) {
             return Ok(None);
         }
-        let Some(dir) = self.changeable(caller, &at.dir) else { return Ok(None) };
+        let Some(dir) = self.changeable(caller, &at.dir).await else { return Ok(None) };
         let file = match self.look(at) {
             Name::Here(file) => file,
             Name::Absent => return Err(Status::NOENT.into()),
@@ -223,8 +243,8 @@ impl Core {
         if !self.defers() || !is_usual(from) || !is_usual(to) || from == to {
             return Ok(None);
         }
-        let from_dir = self.changeable(caller, &from.dir);
-        let to_dir = self.changeable(caller, &to.dir);
+        let from_dir = self.changeable(caller, &from.dir).await;
+        let to_dir = self.changeable(caller, &to.dir).await;
         let (Some(from_dir), Some(to_dir)) = (from_dir, to_dir) else { return Ok(None) };
         let file = match self.look(from) {
             Name::Here(file) => file,
@@ -274,7 +294,9 @@ impl Core {
         else {
             return Ok(None);
         };
-        let own = attr.uid == caller.uid && changes.uid.is_none() && changes.gid.is_none();
+        // Whether root owns what seems to be root's, only the server knows of files of its own.
+        let owner = attr.uid == caller.uid && (caller.uid != 0 || is_ours(file));
+        let own = owner && changes.uid.is_none() && changes.gid.is_none();
         let bits = (attr.mode | changes.mode.unwrap_or(0)) & SET_ID;
         let fits = changes.size.is_none_or(|size| size <= self.file_size_max);
         let Some(set) = set_of(changes).filter(|_| own && bits == 0 && fits) else {
@@ -397,10 +419,10 @@ fn new_attr(caller: &Caller, dir: &Attr, wanted: &SetAttr) -> Option<Attr> {
 }
 
 /// What a directory is like after a change in it. Rights that ACCESS has granted are kept as long as
-/// the ctime stays: others than the owner need them.
+/// the ctime stays: whoever needs them keeps them.
 fn changed(mut dir: Attr, caller: &Caller) -> Wcc {
     dir.mtime = now();
-    if dir.uid == caller.uid {
+    if dir.uid == caller.uid && caller.uid != 0 {
         dir.ctime = dir.mtime;
     }
     Wcc { before: None, after: Some(dir) }

@@ -20,6 +20,18 @@ fn owned() -> World {
     world
 }
 
+/// Files that were made through the cache, by an earlier session, and are on the server.
+fn prepare(world: &World, files: &[(&str, &str)]) {
+    let session = world.open();
+    list(&session);
+    for (name, text) in files {
+        let file = create_new(&session, name).expect("created");
+        session.write(&file, 0, text.as_bytes()).expect("written");
+    }
+    session.wait(session.cache.write_back()).expect("written back");
+    session.close().expect("ended");
+}
+
 fn calls(session: &Session) -> u64 {
     session.far.calls.load(SeqCst)
 }
@@ -28,6 +40,9 @@ fn calls(session: &Session) -> u64 {
 fn list(session: &Session) -> BTreeSet<String> {
     let (root, caller) = (session.cache.root(), session.caller());
     attr(session, &root);
+    // Root's rights are asked for once.
+    let absent = session.remove("absent");
+    assert_eq!(absent, Err(Status::NOENT.into()));
     let mut names = BTreeSet::new();
     let mut cookie = 0;
     loop {
@@ -91,8 +106,7 @@ fn pending(session: &Session) -> u64 {
 #[test]
 fn names_are_answered_here_and_made_there_later() {
     let world = owned();
-    std::fs::write(world.at_server("old"), "old").expect("written");
-    std::fs::write(world.at_server("gone"), "gone").expect("written");
+    prepare(&world, &[("old", "old"), ("gone", "gone")]);
     let session = world.open();
     assert_eq!(list(&session), names(&["gone", "old"]));
     let before = calls(&session);
@@ -171,9 +185,7 @@ fn what_is_removed_before_it_was_sent_never_travels() {
 fn pending_names_outlive_a_kill_and_a_lost_index() {
     for lose_index in [false, true] {
         let world = owned();
-        std::fs::write(world.at_server("old"), "old").expect("written");
-        std::fs::write(world.at_server("gone"), "gone").expect("written");
-        std::fs::write(world.at_server("cut"), "a longer text").expect("written");
+        prepare(&world, &[("old", "old"), ("gone", "gone"), ("cut", "a longer text")]);
         let session = world.open();
         list(&session);
         let new = create_new(&session, "new").expect("created");
@@ -222,9 +234,7 @@ fn pending_names_outlive_a_kill_and_a_lost_index() {
 #[test]
 fn names_that_others_have_made_meanwhile_are_conflicts() {
     let world = owned();
-    std::fs::write(world.at_server("moved"), "moved").expect("written");
-    std::fs::write(world.at_server("cut"), "long").expect("written");
-    std::fs::write(world.at_server("gone"), "gone").expect("written");
+    prepare(&world, &[("moved", "moved"), ("cut", "long"), ("gone", "gone")]);
     let all = ["mine", "theirs", "both"];
     let session = world.open();
     list(&session);
