@@ -130,7 +130,7 @@ impl CacheDir {
                 log::debug!("{} is in use", path.display());
                 continue;
             };
-            if held.unsent.files > 0 {
+            if !held.unsent.is_empty() {
                 return Ok(held);
             }
             best = best.or(Some(held));

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use gridvfs_cache::disk::Unsent;
+
 /// An error with the next step to take.
 #[derive(Debug)]
 pub struct Hinted {
@@ -51,6 +53,15 @@ pub fn bytes_text(bytes: u64) -> String {
 /// Returns a number of things: `1 file`, `2 files`.
 pub fn count_text(count: u64, thing: &str) -> String {
     format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
+/// Says how much is unsent.
+pub fn unsent_text(unsent: &Unsent) -> String {
+    let data = format!("{} in {}", bytes_text(unsent.bytes), count_text(unsent.files, "file"));
+    match unsent.names {
+        0 => data,
+        names => format!("{data} and {}", count_text(names, "name change")),
+    }
 }
 
 /// Prints a value as JSON on a line of its own.

@@ -203,7 +203,7 @@ fn a_clone_is_whole_or_not_there() {
 fn an_interrupted_clone_leaves_nothing() {
     let test = "an_interrupted_clone_leaves_nothing";
     let Some(link) = common::Link::up(test) else { return };
-    let Some(rig) = Rig::mounted_over(test, Way::Ssh, Some(link)) else { return };
+    let Some(rig) = Rig::mounted_over(test, Way::Ssh, Some(link), &[]) else { return };
     made_up(&rig.export);
     std::fs::create_dir(rig.folder.join("clones")).unwrap();
     let mounted = rig.mountpoint.join("vm");

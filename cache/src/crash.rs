@@ -72,6 +72,18 @@ points! {
     BEFORE_REMOVE,
     /// It has been removed there; the journal does not know yet.
     AFTER_REMOVE,
+    /// A change of a name is about to be acknowledged.
+    BEFORE_NAME,
+    /// It is in the journal; nobody knows yet.
+    AFTER_NAME,
+    /// Changes of names may be made on the server from now on, and the journal says so.
+    BEFORE_NAME_SENT,
+    /// The server has made one; the journal does not know yet.
+    AFTER_NAME_SENT,
+    /// The journal knows that it was made.
+    AFTER_NAME_DONE,
+    /// All that is pending of names has been copied to the end of the journal.
+    AFTER_NAMES_COPIED,
 }
 
 /// Why a point was not armed.

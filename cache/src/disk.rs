@@ -16,15 +16,20 @@
 
 mod arrive;
 mod attributes;
+mod below;
 mod conflict;
 mod data;
+mod defer;
+mod deliver;
 mod doubt;
 mod fetch;
 mod left;
+mod name_conflict;
 mod names;
 mod node;
 mod open;
 mod options;
+mod pending;
 mod read;
 mod recover;
 mod send;
@@ -61,6 +66,7 @@ use crate::index::Index;
 use crate::journal::Journal;
 
 pub use arrive::{Expected, Version};
+pub use below::NameLayer;
 pub use conflict::{Conflict, Resolution};
 pub use data::Counters as DiskCounters;
 pub use left::Left;
@@ -93,6 +99,8 @@ pub(crate) struct Core {
     buffer: Arc<BufferLayer>,
     /// What is below that layer, for reads that are to leave no trace in it.
     client: Arc<dyn Vfs>,
+    /// The same: changes of names that the server does not know yet.
+    names: Arc<NameLayer>,
     runtime: Handle,
     store: Blocks,
     /// One file is moved from the store to the file cache at a time.
@@ -484,6 +492,10 @@ impl Vfs for DiskCache {
 
     fn discard(&self, file: &FileHandle) {
         self.core.discard(file);
+    }
+
+    async fn sync_names(&self) -> Result<()> {
+        self.core.sync_names().await
     }
 
     async fn shutdown(&self) -> Result<()> {

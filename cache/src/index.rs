@@ -34,6 +34,7 @@ use rows::{Found, NodeRow};
 use table::{Slot, Table};
 use writer::{Change, Queue};
 
+mod aliases;
 mod database;
 mod listing;
 mod name_rows;
@@ -47,8 +48,10 @@ mod tests;
 mod writer;
 
 pub use listing::{Listed, ListedEntry, ListingToken};
+pub(crate) use name_rows::OURS as OUR_COOKIES;
 pub use names::Name;
 pub use node::Known;
+pub(crate) use node::{ATTR_BYTES, pack_attr, unpack_attr};
 pub use options::{IndexError, IndexOptions, IndexStats};
 
 /// What a name leads to.

@@ -54,6 +54,7 @@
 
 mod append;
 mod format;
+mod names;
 mod open;
 mod read;
 mod reclaim;
@@ -75,12 +76,13 @@ use nix::fcntl::Flock;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 pub use format::{PATH_BYTES_MAX, PAYLOAD_MAX};
+pub use names::{At, NAME_BYTES_MAX, NameChange, NameOp, NameRecord, STARTED_MAX, Set};
 pub use read::ReadError;
 #[allow(unused_imports, reason = "the type of what `segments` returns")]
 pub use reclaim::SegmentInfo;
-pub use record::{Base, Place, Record, WriteHeader};
+pub use record::{Base, NO_FILE, Place, Record, WriteHeader};
 pub(crate) use replay::cut_suspects;
-pub use replay::{FileState, Rebuild, RecoveredFile};
+pub use replay::{FileState, NameEvent, Rebuild, RecoveredFile};
 
 use append::Tail;
 use segment::Segment;
@@ -131,6 +133,7 @@ pub enum JournalError {
 
 /// What opening finds, in the order of the log.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // One at a time is on its way.
 pub enum Replayed {
     /// A record.
     Record {

@@ -32,6 +32,7 @@ operations! {
     Flush = "flush",
     Release = "release",
     Fsync = "fsync",
+    Fsyncdir = "fsyncdir",
     Opendir = "opendir",
     Readdir = "readdir",
     Readdirplus = "readdirplus",

@@ -584,9 +584,10 @@ impl Filesystem for Front {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _: &Request, _: INodeNo, _: Fh, _datasync: bool, reply: ReplyEmpty) {
-        // NFSv3 answers a change of names when it is on the server's disk.
-        reply.ok();
+    fn fsyncdir(&self, request: &Request, _: INodeNo, _: Fh, _datasync: bool, reply: ReplyEmpty) {
+        let core = self.core.clone();
+        let call = async move { core.vfs.sync_names().await };
+        self.run(request, Operation::Fsyncdir, call, empty_reply(reply));
     }
 
     fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {

@@ -11,7 +11,7 @@ use crate::cache_dir;
 use crate::cli::{CacheCommand, CachePathsArgs, JsonArgs, StatusArgs};
 use crate::options::size;
 use crate::paths;
-use crate::report::{bytes_text, count_text, print_json};
+use crate::report::{bytes_text, count_text, print_json, unsent_text};
 use crate::session::{Client, Record};
 
 /// So many files are shown one by one.
@@ -39,6 +39,7 @@ fn list(args: JsonArgs) -> Result<ExitCode> {
                 "sessions": cache.users,
                 "unsent_bytes": cache.unsent.map(|unsent| unsent.bytes),
                 "unsent_files": cache.unsent.map(|unsent| unsent.files),
+                "unsent_names": cache.unsent.map(|unsent| unsent.names),
             })
         };
         print_json(&caches.iter().map(row).collect::<Vec<_>>())?;
@@ -54,8 +55,8 @@ fn list(args: JsonArgs) -> Result<ExitCode> {
         if !cache.users.is_empty() {
             print!("  in use by {}", cache.users.join(", "));
         }
-        if let Some(unsent) = cache.unsent.filter(|unsent| unsent.files > 0) {
-            print!("  {} not sent: mount the source to send it", bytes_text(unsent.bytes));
+        if let Some(unsent) = cache.unsent.filter(|unsent| !unsent.is_empty()) {
+            print!("  {} not sent: mount the source to send it", unsent_text(&unsent));
         }
         println!();
     }
@@ -95,12 +96,13 @@ fn status(args: StatusArgs) -> Result<ExitCode> {
     row("joined", format!("{} reads waited for what another had asked for", count("joined")));
     row(
         "unsent",
-        match count("unsent_files") {
-            0 => "nothing".into(),
-            files => format!(
-                "{} in {}, {} in conflict",
+        match (count("unsent_files"), count("unsent_names")) {
+            (0, 0) => "nothing".into(),
+            (files, names) => format!(
+                "{} in {}, {}, {} in conflict",
                 bytes("unsent_bytes"),
                 count_text(files, "file"),
+                count_text(names, "name change"),
                 count("unsent_conflicts")
             ),
         },

@@ -57,13 +57,13 @@ pub fn run(args: UmountArgs) -> Result<ExitCode> {
     }
     if args.json {
         let mut reply = json!({"ok": true, "mountpoint": mountpoint});
-        for name in ["unsent_bytes", "unsent_files", "cache_directory"] {
+        for name in ["unsent_bytes", "unsent_files", "unsent_names", "cache_directory"] {
             if !last[name].is_null() {
                 reply[name] = last[name].clone();
             }
         }
         print_json(&reply)?;
-    } else if last["unsent_files"].as_u64().is_some_and(|files| files > 0) {
+    } else if ["unsent_files", "unsent_names"].iter().any(|name| last[*name].as_u64() > Some(0)) {
         let (bytes, files) = (&last["unsent_bytes"], &last["unsent_files"]);
         println!(
             "{} unsent ({}), kept for the next mount in {}",

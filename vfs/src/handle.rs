@@ -14,6 +14,9 @@ pub struct FileHandle {
 }
 
 impl FileHandle {
+    /// The handle without any bytes, which no file has.
+    pub const EMPTY: Self = Self { length: 0, bytes: [0; HANDLE_BYTES_MAX] };
+
     /// Makes a handle of these bytes; `None` when there are more than NFSv3 allows.
     pub fn new(bytes: &[u8]) -> Option<Self> {
         let mut inline = [0; HANDLE_BYTES_MAX];

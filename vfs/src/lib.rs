@@ -270,6 +270,12 @@ pub trait Vfs: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Makes the changes of names durable that have been answered (fsync(2) of a directory). NFSv3
+    /// answers when they are on the server's disk.
+    async fn sync_names(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Says that nobody refers to `file` for now: state kept for it may be let go. Held data is
     /// not lost by it.
     fn forget(&self, _file: &FileHandle) {}

@@ -277,7 +277,7 @@ impl Core {
 
 /// Says from the mode bits alone that all of `wanted` is granted, where that is beyond doubt: to the
 /// owner, or for reading. What they refuse, the server is asked: it may know more than they say.
-fn rights(attr: &Attr, caller: &Caller, wanted: u32) -> Option<u32> {
+pub(super) fn rights(attr: &Attr, caller: &Caller, wanted: u32) -> Option<u32> {
     let directory = attr.kind == FileKind::Directory;
     let owner = caller.uid == attr.uid;
     let mode = if owner && caller.uid == 0 {

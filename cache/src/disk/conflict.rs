@@ -66,6 +66,8 @@ impl std::fmt::Display for ConflictKind {
         f.write_str(match self {
             Self::Changed => "changed on the server",
             Self::Removed => "removed on the server",
+            Self::Exists => "replaced on the server",
+            Self::Refused => "refused by the server",
         })
     }
 }
@@ -116,7 +118,7 @@ impl Core {
         let Some((kind, _)) = self.unsent_of(node) else { return Err(Status::NOENT.into()) };
         let mut saved = None;
         match (how, kind) {
-            (Resolution::KeepMine, ConflictKind::Changed) => {
+            (Resolution::KeepMine, ConflictKind::Changed | ConflictKind::Refused) => {
                 let attr = self.buffer.getattr(&self.own, &node.handle).await?;
                 let base = WccAttr::from(&attr);
                 let mut state = node.state.lock();
@@ -131,7 +133,7 @@ impl Core {
                 state.flush_wanted = state.newest;
                 state.commit_wanted = state.newest;
             }
-            (Resolution::KeepMine, ConflictKind::Removed) => {
+            (Resolution::KeepMine, ConflictKind::Removed | ConflictKind::Exists) => {
                 saved = Some(self.save_mine(node, kind, false).await?);
                 self.drop_mine(node)?;
             }
@@ -157,6 +159,10 @@ impl Core {
     ) -> Result<Vec<u8>> {
         let place = self.index.name_of(&node.handle);
         let (dir, name) = place.unwrap_or_else(|| (self.root, b"unnamed".as_slice().into()));
+        if !beside {
+            // What is known of the name is what it was.
+            self.index.forget_name(&dir, &name);
+        }
         let stamp = super::now().seconds;
         let mode = self.index.node(&node.handle).and_then(|known| known.attr).map(|attr| attr.mode);
         let attr = SetAttr { mode: mode.or(Some(0o600)), ..SetAttr::default() };
@@ -219,6 +225,7 @@ impl DiskCache {
             Some(Conflict { handle: node.handle, path, kind, unsent_bytes })
         };
         let mut all: Vec<_> = core.all_nodes().into_iter().filter_map(conflict).collect();
+        all.extend(core.name_conflicts());
         all.sort_by(|a, b| a.path.cmp(&b.path));
         all
     }
@@ -226,6 +233,9 @@ impl DiskCache {
     /// Resolves the conflict of a file. Returns the path under which a version was saved, if one
     /// was. [`Status::NOENT`] if the file is in no conflict.
     pub async fn resolve(&self, file: &FileHandle, how: Resolution) -> Result<Option<Vec<u8>>> {
+        if let Some(saved) = self.core.resolve_name(file, how).await? {
+            return Ok(saved);
+        }
         let node = self.core.known(file).ok_or(Error::Status(Status::NOENT))?;
         self.core.resolve(&node, how).await
     }

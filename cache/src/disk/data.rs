@@ -52,4 +52,8 @@ counters! {
     walked,
     /// Pieces of unsent data that were found damaged.
     damaged,
+    /// Changes of names and attributes that were acknowledged before the server had made them.
+    deferred_names,
+    /// Those of them that the server has made since; the others cancelled each other.
+    sent_names,
 }

@@ -3,11 +3,13 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::Instant;
 
 use gridvfs_vfs::FileHandle;
 
 use super::Unsent;
 use super::open::OpenError;
+use super::pending::Queue;
 use crate::journal::{Damage, Journal, JournalOptions, Rebuild, RecoveredFile, Replayed};
 
 /// The journal's directory in that of a cache.
@@ -18,6 +20,10 @@ pub(crate) const JOURNAL: &str = "journal";
 pub struct Left {
     pub(crate) journal: Journal,
     pub(crate) files: HashMap<FileHandle, RecoveredFile>,
+    /// Changes of names.
+    pub(crate) queue: Queue,
+    /// Something before the last of them was lost.
+    pub(crate) hole: bool,
     pub(crate) damage: Vec<Damage>,
 }
 
@@ -41,16 +47,23 @@ impl Left {
         let mut damage = Vec::new();
         let mut take = |replayed| match replayed {
             Replayed::Record { seq, record, place } => rebuild.push(seq, &record, place),
-            Replayed::Damaged(found) => damage.push(found),
+            Replayed::Damaged(found) => {
+                if !found.synced {
+                    rebuild.hole();
+                }
+                damage.push(found);
+            }
         };
         let journal = Journal::open(dir, JournalOptions::default(), &mut take)?;
+        let (queue, hole) = Queue::replay(rebuild.take_names(), Instant::now());
         let files = rebuild.finish(&journal);
-        Ok(Self { journal, files, damage })
+        Ok(Self { journal, files, queue, hole, damage })
     }
 
     /// Says how much unsent data there is.
     pub fn unsent(&self) -> Unsent {
         Unsent {
+            names: self.queue.ops.len() as u64,
             files: self.files.len() as u64,
             bytes: self.files.values().map(|file| file.dirty.bytes()).sum(),
             conflicts: self.files.values().filter(|file| file.state.conflict.is_some()).count()

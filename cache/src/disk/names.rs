@@ -13,7 +13,7 @@ use super::setattr::is_answer;
 use crate::counters::add;
 use crate::crash;
 use crate::index::{Index, Name};
-use crate::journal::Record;
+use crate::journal::{At, Record};
 
 /// About how many bytes an entry with attributes takes in the answer to READDIRPLUS.
 const ENTRY_BYTES: u32 = 170;
@@ -60,6 +60,17 @@ impl Core {
         }
     }
 
+    /// Says whether an error says no more than what is known of a name, in a session that goes by
+    /// that.
+    fn was_expected(&self, dir: &FileHandle, name: &[u8], error: &Error) -> bool {
+        self.defers()
+            && match self.index.lookup(dir, name) {
+                Name::Here(_) => error.status() == Status::EXIST,
+                Name::Absent => error.status() == Status::NOENT,
+                Name::Unknown => false,
+            }
+    }
+
     /// Notes what a change of names left of its directory.
     fn after(&self, dir: &FileHandle, wcc: &Wcc) {
         self.note_own(dir, wcc.after);
@@ -76,7 +87,9 @@ impl Core {
         let made = match made {
             Ok(made) => made,
             Err(error) => {
-                self.index.forget_name(dir, name);
+                if !self.was_expected(dir, name, &error) {
+                    self.index.forget_name(dir, name);
+                }
                 return Err(error);
             }
         };
@@ -111,6 +124,10 @@ impl Core {
             true => self.file_of_name(caller, dir, name).await?.and_then(|file| self.known(&file)),
             false => None,
         };
+        if before.is_some() {
+            // Before the file's turn is taken: a rename that is pending may wait for its data.
+            self.names.settle_children(&[At { dir: *dir, name: name.into() }]).await?;
+        }
         let mut changing = None;
         let _turn = match &before {
             Some(node) => {
@@ -196,7 +213,9 @@ impl Core {
                 Ok(wcc)
             }
             Err(error) => {
-                self.index.forget_name(dir, name);
+                if !self.was_expected(dir, name, &error) {
+                    self.index.forget_name(dir, name);
+                }
                 self.not_removed(child.as_ref());
                 Err(error)
             }
@@ -226,6 +245,7 @@ impl Core {
         if links == Some(1) && believed {
             self.discard(handle);
             self.index.forget_node(handle);
+            self.forget_bound(handle);
             return;
         }
         self.note_own(handle, None);
@@ -299,8 +319,8 @@ impl Core {
         } else {
             self.index.renamed(from.0, from.1, to.0, to.1);
         }
-        if let Some(handle) = moved {
-            // The server's clock is in its ctime now.
+        if let Some(handle) = moved.filter(|_| !self.defers()) {
+            // The server's clock is in its ctime now. A session that owns its files goes by its own.
             self.note_own(&handle, None);
         }
         for (dir, wcc) in [(from.0, &from_wcc), (to.0, &to_wcc)] {

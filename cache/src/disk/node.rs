@@ -61,6 +61,10 @@ pub enum ConflictKind {
     Changed,
     /// The file is gone from the server.
     Removed,
+    /// Others have given its name to another file.
+    Exists,
+    /// The server refuses the change.
+    Refused,
 }
 
 impl ConflictKind {
@@ -69,12 +73,19 @@ impl ConflictKind {
         match self {
             Self::Changed => 1,
             Self::Removed => 2,
+            Self::Exists => 3,
+            Self::Refused => 4,
         }
     }
 
     /// From the journal.
     pub fn from_code(code: u8) -> Self {
-        if code == 2 { Self::Removed } else { Self::Changed }
+        match code {
+            2 => Self::Removed,
+            3 => Self::Exists,
+            4 => Self::Refused,
+            _ => Self::Changed,
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Opening a cache: what it belongs to, what may be believed of it, and what is still to be sent.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -13,13 +14,17 @@ use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
+use super::below::NameLayer;
 use super::left::{JOURNAL, Left};
 use super::options::{AtEnd, Consistency, DiskOptions, Policy};
-use super::{Core, DiskCache, PLACES_MAX, SENDING_MAX, Unsent, WALK_READS_MAX, now_ms, recover};
+use super::pending::{Queue, is_ours};
+use super::{
+    Core, DiskCache, PLACES_MAX, SENDING_MAX, Unsent, WALK_READS_MAX, deliver, now_ms, recover,
+};
 use crate::BufferLayer;
 use crate::blocks::Blocks;
 use crate::index::{Index, IndexError, IndexOptions};
-use crate::journal::JournalError;
+use crate::journal::{Journal, JournalError, Record, RecoveredFile};
 use crate::store::{Store, StoreError};
 
 /// Why a cache cannot be opened. Nothing in it has been changed.
@@ -118,6 +123,37 @@ fn check_writable(dir: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// Drops what is pending of files that were made here and of which nothing else is known: a power
+/// loss took the record that made them, and nobody had been promised it. If the disk has lost
+/// something that it had promised, unsent data stays, and will be found in conflict.
+fn drop_unknown(
+    journal: &Journal,
+    queue: &mut Queue,
+    files: &mut HashMap<FileHandle, RecoveredFile>,
+    synced_damage: bool,
+) {
+    let changes = queue.drop_unknown();
+    if changes > 0 {
+        log::warn!("{changes} changes of names did not reach the disk in time");
+    }
+    let unknown = |handle: &FileHandle| {
+        is_ours(handle) && queue.server(handle).is_none() && queue.created(handle).is_none()
+    };
+    files.retain(|handle, file| {
+        // One that is being removed is dropped by whoever is to send it.
+        if synced_damage || !unknown(handle) {
+            return true;
+        }
+        let record = Record::Removed { handle: *handle };
+        if let Err(error) = journal.append(&record) {
+            log::warn!("cannot write to the journal: {error}");
+            return true;
+        }
+        journal.release_all(&file.dirty.clear());
+        false
+    });
+}
+
 /// Removes the empty journals of sessions that shared a cache and were killed.
 fn remove_dead_journals(dir: &Path) {
     let Ok(entries) = std::fs::read_dir(dir) else { return };
@@ -142,13 +178,14 @@ impl DiskCache {
         Ok(Left::read(dir)?.map(|left| left.unsent()).unwrap_or_default())
     }
 
-    /// Opens the cache in `options.dir` over `buffer`, which stands over `client`. Unsent data of
+    /// Opens the cache in `options.dir` over `buffer`, which stands over `names`, and
+    /// that over the server. Unsent data of
     /// an earlier process is sent at once, unless the session is to preserve it, or only reads.
     ///
     /// Blocks the calling thread while the disk works.
     pub async fn open(
         buffer: Arc<BufferLayer>,
-        client: Arc<dyn Vfs>,
+        names: Arc<NameLayer>,
         runtime: Handle,
         options: DiskOptions,
     ) -> Result<Self, OpenError> {
@@ -175,7 +212,7 @@ impl DiskCache {
             }
             false => dir.join(JOURNAL),
         };
-        let Left { journal, files, damage } = match left {
+        let Left { journal, mut files, mut queue, hole, damage } = match left {
             Some(left) if left.journal.is_in(&journal_dir) => left,
             _ => Left::replay(&journal_dir)?,
         };
@@ -184,13 +221,14 @@ impl DiskCache {
         let index = Index::open(&dir.join("index.sqlite"), IndexOptions::default())?;
 
         let moved = before.as_ref().is_some_and(|before| before.root != origin.root);
-        if moved && !files.is_empty() {
+        if moved && !(files.is_empty() && queue.is_empty()) {
             return Err(OpenError::OtherExport { path: dir });
         }
         if moved {
             log::info!("the source leads to another export than before: the cache starts empty");
             store.clear();
             index.forget_all();
+            index.forget_aliases();
         }
         // A cache that does not say may be what a power loss has left of a new one.
         let restarted = before.as_ref().is_none_or(|before| before.boot != origin.boot);
@@ -210,17 +248,32 @@ impl DiskCache {
         if settings.consistency != Consistency::Dedicated || !index.closed_cleanly() {
             index.forget_all();
         }
+        // What the journal knows, the index may have been about to write.
+        let told = queue.bound();
+        for (ours, server) in index.aliases() {
+            if queue.server(&ours).is_none() {
+                queue.bind(ours, server);
+            }
+        }
+        told.iter().for_each(|(ours, server)| index.set_alias(ours, Some(server)));
+        let synced_damage = damage.iter().any(|damage| damage.synced);
+        drop_unknown(&journal, &mut queue, &mut files, synced_damage);
         for damage in &damage {
             recover::report(&index, &root, damage);
         }
         let hold = settings.at_end == AtEnd::Preserve || settings.policy == Policy::ReadOnly;
+        if !hold {
+            // Their time has come long ago.
+            let all = queue.ops.keys().copied().collect();
+            queue.urge(&all);
+        }
         let core = Arc::new_cyclic(|this| Core {
             this: this.clone(),
             root,
             verifier: now_ms().to_be_bytes(),
             file_size_max: if info.file_size_max == 0 { u64::MAX } else { info.file_size_max },
             buffer,
-            client,
+            client: names.clone(),
             runtime,
             store,
             making_whole: Mutex::new(()),
@@ -230,6 +283,7 @@ impl DiskCache {
             origin_path,
             changed_files: false.into(),
             journal_dir,
+            names: names.clone(),
             shared,
             small_max_bytes,
             settings: RwLock::new(Arc::new(settings)),
@@ -254,7 +308,13 @@ impl DiskCache {
             own,
             counters: Arc::default(),
         });
+        // The server's times are compared with what we have set.
+        names.begin(core.this.clone(), queue, info.time_delta_ns == 1);
+        if hole && let Err(error) = core.copy_names().and_then(|()| core.journal.sync()) {
+            return Err(io_error(&core.journal_dir)(error));
+        }
         core.recover(files, restarted);
+        core.runtime.spawn(deliver::send_names(core.this.clone()));
         core.runtime.spawn(recover::keep_house(core.this.clone()));
         Ok(Self { core })
     }

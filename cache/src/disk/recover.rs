@@ -16,7 +16,7 @@ use super::node::{ConflictKind, Node, Times};
 use crate::FileKey;
 use crate::counters::add;
 use crate::index::Index;
-use crate::journal::{Damage, RecoveredFile, WriteHeader};
+use crate::journal::{Damage, NO_FILE, RecoveredFile, WriteHeader};
 
 /// How often the house is kept, if nothing calls for it sooner.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -121,6 +121,9 @@ impl Core {
     pub fn reclaim(&self, all: bool) -> io::Result<u64> {
         self.dead_bytes.store(0, Ordering::Relaxed);
         let mut carry = |handle: &FileHandle| {
+            if *handle == NO_FILE {
+                return self.copy_names();
+            }
             let Some(node) = self.known(handle) else { return Ok(()) };
             let state = node.state.lock();
             if state.dirty.is_empty() && !state.said.is_pending() {

@@ -20,6 +20,7 @@ use bytes::{Bytes, BytesMut};
 use gridvfs_vfs::{Attr, Caller, Error, FileHandle, Result, Stability, Status, Vfs, WccAttr};
 
 use super::node::{ConflictKind, Node, State};
+use super::pending::is_ours;
 use super::{Core, attributes};
 use crate::FileKey;
 use crate::counters::add;
@@ -178,6 +179,17 @@ impl Core {
 
     /// Hands on data of the oldest epoch that was not handed on yet.
     async fn hand(&self, node: &Arc<Node>, lazy: bool) {
+        // Before a slot is taken: what the file has to wait for may be data of another.
+        if let Err(error) = self.names.settle_file(&node.handle).await {
+            // What stopped is told there, and is no conflict of the data.
+            let stopped = self.has_name_conflict(&node.handle);
+            if stopped || !is_gone(&error) {
+                let error = if stopped { Status::EXIST.into() } else { error };
+                self.failed(node, &error, lazy);
+                return;
+            }
+            // What is gone is looked at below.
+        }
         let Ok(_slot) = self.sending.clone().acquire_owned().await else { return };
         let _turn = node.turn.lock().await;
         if node.state.lock().failures > 0 {
@@ -219,7 +231,7 @@ impl Core {
             (state.writer.clone(), extents, target)
         };
         let writer = writer.unwrap_or_else(|| Arc::new(self.own.clone()));
-        if lazy {
+        if lazy || is_ours(&node.handle) {
             // After a power loss, too, the next process is to know who changed the file.
             self.sync_journal().await?;
         }
@@ -487,7 +499,7 @@ impl Core {
             true => state.silences += 1,
             false => state.failures += 1,
         }
-        if gone && lazy {
+        if gone && lazy && !state.said.remove_intent {
             self.find_conflict(node, &mut state, ConflictKind::Removed);
         } else if !lazy && !silence && error.status() != Status::JUKEBOX {
             self.refused(node, &mut state, error);

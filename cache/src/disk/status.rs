@@ -21,6 +21,15 @@ pub struct Unsent {
     pub bytes: u64,
     /// Files in conflict.
     pub conflicts: u64,
+    /// Changes of names and attributes that the server does not know yet.
+    pub names: u64,
+}
+
+impl Unsent {
+    /// Says whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.files == 0 && self.names == 0
+    }
 }
 
 /// A file with unsent data.
@@ -41,6 +50,12 @@ pub struct FileStatus {
 impl Core {
     fn unsent(&self) -> Unsent {
         let mut unsent = Unsent::default();
+        {
+            let queue = self.names.queue.lock();
+            unsent.names = queue.ops.len() as u64;
+            let stopped = queue.ops.values().filter(|pending| pending.conflict.is_some());
+            unsent.conflicts = stopped.count() as u64;
+        }
         for node in self.nodes.iter().filter(|node| node.is_local()) {
             let state = node.state.lock();
             unsent.files += 1;
@@ -54,6 +69,8 @@ impl Core {
     /// cannot be sent; returns the first reason.
     pub async fn write_back(self: &Arc<Self>) -> Result<()> {
         let held = self.held.swap(false, Ordering::AcqRel);
+        let names = self.names.clone();
+        let names = self.runtime.spawn(async move { names.settle_all().await });
         let tasks: Vec<_> = self
             .all_nodes()
             .into_iter()
@@ -67,6 +84,7 @@ impl Core {
         for task in tasks {
             first = first.and(task.await.unwrap_or(Err(Error::Interrupted)));
         }
+        first = first.and(names.await.unwrap_or(Err(Error::Interrupted)));
         self.held.store(held, Ordering::Release);
         first
     }
@@ -225,6 +243,7 @@ impl DiskCache {
         *core.settings.write() = Arc::new(settings);
         core.settings_version.fetch_add(1, Ordering::AcqRel);
         core.wake_drivers();
+        core.names.wake.notify_one();
         core.room.notify_waiters();
         Ok(())
     }

@@ -265,6 +265,7 @@ impl Core {
     /// Notes in the journal what the file is like that is about to have unsent data.
     pub fn begin(&self, node: &Node, state: &mut State) -> std::io::Result<()> {
         self.store.files.changing(node.key());
+        self.say_bound(state, &node.handle)?;
         // A change of ours that is under way, or whose outcome is not known, may make another
         // version of the base.
         let known = state.settled && state.changing == 0;
@@ -282,7 +283,19 @@ impl Core {
         Ok(())
     }
 
+    /// The next process is to know what the server calls a file that is known here by a handle of ours.
+    fn say_bound(&self, state: &mut State, handle: &FileHandle) -> std::io::Result<()> {
+        if state.said.server.is_none()
+            && let Some(bound) = self.bound_record(handle)
+        {
+            self.journal.append(&bound)?;
+            state.said.apply(&bound);
+        }
+        Ok(())
+    }
+
     fn say(&self, state: &mut State, record: &Record) -> std::io::Result<()> {
+        self.say_bound(state, record.handle())?;
         self.journal.append(record)?;
         state.said.apply(record);
         Ok(())
@@ -306,11 +319,15 @@ impl Core {
         self.room.notify_waiters();
     }
 
+    /// Room for a record is found where there is room for none.
+    pub fn make_room_for_record(&self) {
+        self.store.give_back(GIVE_BACK_BYTES);
+    }
+
     /// Writes a record about a file.
     pub fn log(&self, state: &mut State, record: Record) -> Result<()> {
         let said = self.say(state, &record).or_else(|_| {
-            // Room for a record is found where there is room for none.
-            self.store.give_back(GIVE_BACK_BYTES);
+            self.make_room_for_record();
             self.say(state, &record)
         });
         said.map_err(|error| {
@@ -398,8 +415,9 @@ impl Core {
     /// fsync(2): in write-back, makes the journal durable, which is an order for what is written
     /// later; in write-through, waits until the server has the data on its disk.
     pub async fn commit(&self, handle: &FileHandle) -> Result<()> {
-        let Some(node) = self.known(handle) else { return Ok(()) };
+        let Some(node) = self.known(handle) else { return self.sync_names().await };
         if !self.treatment(&node).is_lazy() {
+            self.sync_names().await?;
             if node.is_local() && self.keeps(&node) {
                 return self.sync_journal().await;
             }
@@ -408,16 +426,25 @@ impl Core {
             }
             return node.state.lock().error.take().map_or(Ok(()), Err);
         }
-        {
+        let clean = {
             let mut state = node.state.lock();
-            if state.dirty.is_empty() {
-                return Ok(());
+            if !state.dirty.is_empty() {
+                self.log(&mut state, Record::Barrier { handle: *handle })?;
+                state.dirty.barrier();
             }
-            self.log(&mut state, Record::Barrier { handle: *handle })?;
-            state.dirty.barrier();
+            state.dirty.is_empty()
+        };
+        if clean {
+            return self.sync_names().await;
         }
         add(&self.counters.local_syncs, 1);
         self.sync_journal().await
+    }
+
+    /// Makes the changes of names durable that were acknowledged.
+    pub async fn sync_names(&self) -> Result<()> {
+        let last = self.names.last_record.load(Ordering::Acquire);
+        if self.journal.is_durable(last) { Ok(()) } else { self.sync_journal().await }
     }
 
     /// Says whether all that is unsent of a file is of an earlier session, and stays: who closes the

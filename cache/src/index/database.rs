@@ -18,8 +18,10 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, Transactio
 use super::{IndexError, IndexOptions};
 use crate::key::random_number;
 
-/// The format that this program reads and writes (`PRAGMA user_version`).
-pub(super) const VERSION: i64 = 1;
+/// The format that this program writes (`PRAGMA user_version`).
+pub(super) const VERSION: i64 = 2;
+/// The one before, which it reads: the table `alias` is added to it.
+const VERSION_BEFORE: i64 = 1;
 /// How long another session's transaction is waited for: theirs are of milliseconds.
 const BUSY: Duration = Duration::from_secs(5);
 /// Two questions at a time; each connection has its own page cache.
@@ -75,6 +77,10 @@ CREATE TABLE IF NOT EXISTS name(
     kind INTEGER,
     sum INTEGER NOT NULL,
     UNIQUE (names, name));
+CREATE TABLE IF NOT EXISTS alias(
+    ours BLOB PRIMARY KEY,
+    server BLOB NOT NULL,
+    sum INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS name_place ON name(names, place) WHERE place IS NOT NULL;
 CREATE INDEX IF NOT EXISTS name_cookie ON name(names, cookie) WHERE cookie IS NOT NULL;
 ";
@@ -112,7 +118,7 @@ impl Database {
             damaged: AtomicU64::new(0),
         };
         let check = |found: i64| match found {
-            0 | VERSION => Ok(()),
+            0 | VERSION | VERSION_BEFORE => Ok(()),
             _ => Err(IndexError::Version { path: path.to_owned(), found, known: VERSION }),
         };
         // As long as it may be another's, SQLite does not get to see it: it would recover its log.
@@ -160,7 +166,8 @@ impl Database {
         let version: i64 = writer.pragma_query_value(None, "user_version", |row| row.get(0))?;
         let tables: i64 =
             writer.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-        if version != VERSION && (version != 0 || tables != 0) {
+        let known = matches!(version, VERSION | VERSION_BEFORE);
+        if !known && (version != 0 || tables != 0) {
             return Ok(Opened::Unknown(version));
         }
         writer.pragma_update(None, "journal_mode", "WAL")?;

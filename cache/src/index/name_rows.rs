@@ -17,7 +17,7 @@ const STATE_WHOLE: i64 = 3;
 const WHOLE: &[u8] = b"";
 
 /// A cookie that we gave to an entry that the server has not listed: this, and its place.
-const OURS: u64 = 0x4756_4653_0000_0000;
+pub(crate) const OURS: u64 = 0x4756_4653_0000_0000;
 
 /// Whether a cookie looks like ours.
 pub(super) fn is_ours(cookie: u64) -> bool {

@@ -171,7 +171,7 @@ pub(super) fn fnv(sum: u64, bytes: &[u8]) -> u64 {
 }
 
 /// The bytes of packed attributes.
-pub(super) const ATTR_BYTES: usize = 92;
+pub(crate) const ATTR_BYTES: usize = 92;
 /// The bytes of a packed version.
 pub(super) const BASE_BYTES: usize = 32;
 
@@ -215,7 +215,7 @@ impl Unpacker<'_> {
     }
 }
 
-pub(super) fn pack_attr(attr: &Attr) -> [u8; ATTR_BYTES] {
+pub(crate) fn pack_attr(attr: &Attr) -> [u8; ATTR_BYTES] {
     let mut to = Packer { bytes: [0; ATTR_BYTES], at: 0 };
     to.small(attr.kind as u32 | attr.mode << 8);
     to.small(attr.links);
@@ -233,7 +233,7 @@ pub(super) fn pack_attr(attr: &Attr) -> [u8; ATTR_BYTES] {
     to.bytes
 }
 
-pub(super) fn unpack_attr(bytes: &[u8]) -> Option<Attr> {
+pub(crate) fn unpack_attr(bytes: &[u8]) -> Option<Attr> {
     let mut from = Unpacker(bytes);
     let first = from.small()?;
     Some(Attr {

@@ -14,6 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
 use super::Child;
+use super::aliases;
 use super::database::Database;
 use super::name_rows::{self, NameRow};
 use super::rows::{self, NodeRow};
@@ -54,6 +55,9 @@ pub(super) enum Change {
     },
     DropNames(u64),
     Epoch(u64),
+    /// By which handle the server knows a file of ours; `None`: it is gone.
+    Alias(FileHandle, Option<FileHandle>),
+    ForgetAliases,
     /// Files that we changed after this period are forgotten.
     ForgetWritten(u64),
 }
@@ -287,6 +291,9 @@ fn transaction(
             Change::Listed { names, row } => row.put(&to, *names)?,
             Change::Whole { names, losses } => name_rows::set_whole(&to, *names, *losses)?,
             Change::DropNames(names) => name_rows::drop_whole(&to, *names)?,
+            Change::Alias(ours, Some(server)) => aliases::put(&to, ours, server)?,
+            Change::Alias(ours, None) => aliases::remove(&to, ours)?,
+            Change::ForgetAliases => to.execute_batch("DELETE FROM alias")?,
             Change::ForgetWritten(after) => {
                 let gone = rows::forget_written(&to, *after)?;
                 if gone > 0 {

@@ -5,10 +5,13 @@
 
 use gridvfs_vfs::{FileHandle, HANDLE_BYTES_MAX, Time};
 
+use super::names;
 use super::record::{Base, Record, WriteHeader};
 
-/// The version of the format that this program reads and writes.
-pub const VERSION: u32 = 1;
+/// The version of the format that this program writes.
+pub const VERSION: u32 = 2;
+/// The version before: it lacks the records about names. It is read, too.
+const VERSION_BEFORE: u32 = 1;
 /// The bytes at the begin of a segment that say what it is.
 pub const SEGMENT_HEADER_BYTES: usize = 64;
 /// The bytes of a record's header.
@@ -89,7 +92,7 @@ impl SegmentHeader {
             return SegmentKind::Damaged;
         }
         match u32_at(bytes, 8) {
-            VERSION => SegmentKind::Good(SegmentHeader {
+            VERSION | VERSION_BEFORE => SegmentKind::Good(SegmentHeader {
                 number: u32_at(bytes, 12),
                 log_id: u64_at(bytes, 16),
                 run: u64_at(bytes, 24),
@@ -216,6 +219,8 @@ pub mod kind {
     pub const CONFLICT: u8 = 12;
     pub const RESOLVED: u8 = 13;
     pub const PATH: u8 = 14;
+    pub const BOUND: u8 = 15;
+    pub const NAME: u8 = 16;
 }
 
 const TIMES_ATIME: u16 = 1;
@@ -323,6 +328,18 @@ pub fn encode(record: &Record) -> (Header, Vec<u8>) {
             body.extend_from_slice(path);
             kind::PATH
         }
+        Record::Bound { server, made_by, .. } => {
+            header.a = *made_by;
+            body.extend_from_slice(server.as_bytes());
+            kind::BOUND
+        }
+        Record::Name(record) => {
+            let parts = names::encode(record);
+            (header.flags, header.a) = (parts.flags, parts.number);
+            (header.uid, header.gid) = (parts.uid, parts.gid);
+            body = parts.body;
+            kind::NAME
+        }
     };
     header.length = body.len() as u32;
     header.body_sum = checksum(&body);
@@ -363,6 +380,11 @@ pub fn decode(header: &Header, body: &[u8]) -> Option<Record> {
         kind::CONFLICT => Record::Conflict { handle, kind: header.a as u8 },
         kind::RESOLVED => Record::Resolved { handle },
         kind::PATH => Record::Path { handle, path: body.to_vec() },
+        kind::BOUND => Record::Bound { handle, server: FileHandle::new(body)?, made_by: header.a },
+        kind::NAME => {
+            let Header { flags, a, uid, gid, .. } = *header;
+            Record::Name(names::decode(flags, a, uid, gid, body)?)
+        }
         _ => return None,
     })
 }

@@ -2,6 +2,8 @@
 
 use gridvfs_vfs::{FileHandle, Time};
 
+use super::names::NameRecord;
+
 /// Where the payload of one Write record lies (12 bytes).
 ///
 /// The table of checksums ends where the payload begins, so that this is all that a verified read
@@ -148,7 +150,21 @@ pub enum Record {
         /// The path; at most [`super::PATH_BYTES_MAX`] bytes.
         path: Vec<u8>,
     },
+    /// A file that was made here is known to the server by this handle.
+    Bound {
+        /// The file, by the handle that we have given it.
+        handle: FileHandle,
+        /// The server's handle.
+        server: FileHandle,
+        /// The change that made it, which is done; 0: this is said again.
+        made_by: u64,
+    },
+    /// About names. It is no file's.
+    Name(NameRecord),
 }
+
+/// What records about names have in the place of a file's handle.
+pub const NO_FILE: FileHandle = FileHandle::EMPTY;
 
 impl Record {
     /// Returns the file that the record is about.
@@ -167,7 +183,9 @@ impl Record {
             | Record::Times { handle, .. }
             | Record::Conflict { handle, .. }
             | Record::Resolved { handle }
-            | Record::Path { handle, .. } => handle,
+            | Record::Path { handle, .. }
+            | Record::Bound { handle, .. } => handle,
+            Record::Name(_) => &NO_FILE,
         }
     }
 
@@ -181,7 +199,10 @@ impl Record {
             | Record::RemoveIntent { .. }
             | Record::Times { .. }
             | Record::Conflict { .. }
-            | Record::Path { .. } => true,
+            | Record::Path { .. }
+            | Record::Bound { .. } => true,
+            // An empty copy has nothing that anybody could need.
+            Record::Name(record) => !matches!(record, NameRecord::Begin | NameRecord::End(_)),
             Record::Write(_)
             | Record::Barrier { .. }
             | Record::Removed { .. }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use gridvfs_vfs::{FileHandle, Time};
 
 use super::Journal;
+use super::names::NameRecord;
 use super::record::{Base, Place, Record};
 use crate::dirty::{Dirty, Extent, Freed};
 
@@ -28,6 +29,8 @@ pub struct FileState {
     pub conflict: Option<u8>,
     /// The last known path in the mount.
     pub path: Option<Vec<u8>>,
+    /// The server's handle of a file that was made here and is known by a handle of ours.
+    pub server: Option<FileHandle>,
 }
 
 impl FileState {
@@ -59,7 +62,7 @@ impl FileState {
                 }
             }
             Record::RemoveIntent { .. } => self.remove_intent = true,
-            Record::Removed { .. } => *self = Self::default(),
+            Record::Removed { .. } => *self = Self { server: self.server, ..Self::default() },
             Record::Abandoned { .. } => {
                 self.cut_intent = None;
                 self.remove_intent = false;
@@ -71,6 +74,8 @@ impl FileState {
             Record::Conflict { kind, .. } => self.conflict = Some(*kind),
             Record::Resolved { .. } => self.conflict = None,
             Record::Path { path, .. } => self.path = Some(path.clone()),
+            Record::Bound { server, .. } => self.server = Some(*server),
+            Record::Name(_) => {}
         }
     }
 
@@ -87,6 +92,8 @@ impl FileState {
         }
         records.extend(self.conflict.map(|kind| Record::Conflict { handle, kind }));
         records.extend(self.path.clone().map(|path| Record::Path { handle, path }));
+        let bound = |server| Record::Bound { handle, server, made_by: 0 };
+        records.extend(self.server.map(bound));
         records
     }
 
@@ -163,6 +170,20 @@ enum Change {
 #[derive(Debug, Default)]
 pub struct Rebuild {
     files: HashMap<FileHandle, Gathered>,
+    names: Vec<NameEvent>,
+}
+
+/// What the log tells of names, in its order.
+#[allow(clippy::large_enum_variant)] // Nearly all are records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NameEvent {
+    /// A record, and its sequence number.
+    Record(u64, NameRecord),
+    /// [`Record::Bound`]: our handle, the server's, and the change that is done.
+    Bound(FileHandle, FileHandle, u64),
+    /// Something is missing that had not been synced: what follows, up to the next whole copy, may
+    /// be of a time that was never promised.
+    Hole,
 }
 
 #[derive(Debug, Default)]
@@ -219,6 +240,16 @@ impl Rebuild {
 
     /// Takes the next record.
     pub fn push(&mut self, seq: u64, record: &Record, place: Option<Place>) {
+        match record {
+            Record::Name(record) => {
+                self.names.push(NameEvent::Record(seq, record.clone()));
+                return;
+            }
+            Record::Bound { handle, server, made_by } => {
+                self.names.push(NameEvent::Bound(*handle, *server, *made_by));
+            }
+            _ => {}
+        }
         let file = self.files.entry(*record.handle()).or_default();
         file.state.apply(record);
         file.touched &= !matches!(record, Record::Times { .. });
@@ -246,6 +277,16 @@ impl Rebuild {
             _ => return,
         };
         file.changes.push((order, change));
+    }
+
+    /// Notes that something is missing which had not been synced.
+    pub fn hole(&mut self) {
+        self.names.push(NameEvent::Hole);
+    }
+
+    /// Takes out what the log tells of names.
+    pub fn take_names(&mut self) -> Vec<NameEvent> {
+        std::mem::take(&mut self.names)
     }
 
     /// Puts everything together, and tells the journal which payload is no longer needed.

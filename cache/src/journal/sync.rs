@@ -116,6 +116,11 @@ impl Journal {
         Ok(up_to)
     }
 
+    /// Says whether a record is known to be on disk.
+    pub fn is_durable(&self, seq: u64) -> bool {
+        self.durable.load(Ordering::Relaxed) >= seq
+    }
+
     /// Says why the journal takes nothing more, if so.
     pub(super) fn fail_if_failed(&self) -> io::Result<()> {
         if !self.failed.load(Ordering::Relaxed) {

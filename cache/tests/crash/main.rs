@@ -3,6 +3,7 @@
 
 mod damage;
 mod kills;
+mod names;
 mod older;
 mod power;
 mod program;

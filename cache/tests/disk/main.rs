@@ -1,5 +1,6 @@
 //! The disk cache over a local directory that plays the state server.
 
 mod model;
+mod names;
 mod policy;
 mod world;

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use gridvfs_cache::disk::{AtEnd, Consistency, DiskOptions, Left, OpenError, Policy, Settings};
+use gridvfs_cache::disk::{
+    AtEnd, Consistency, DiskOptions, Left, NameLayer, OpenError, Policy, Settings,
+};
 use gridvfs_cache::store::Geometry;
 use gridvfs_cache::{BufferLayer, BufferOptions, DiskCache};
 use gridvfs_proxy::local_dir::{LocalDir, LocalDirOptions};
@@ -307,7 +309,9 @@ fn start(
     });
     let handle = runtime.handle().clone();
     let cache = runtime.block_on(async {
-        let buffer = BufferLayer::new(far.clone(), handle.clone(), BufferOptions::default()).await;
+        let names = Arc::new(NameLayer::new(far.clone()));
+        let options_below = BufferOptions::default();
+        let buffer = BufferLayer::new(names.clone(), handle.clone(), options_below).await;
         let options = DiskOptions {
             dir: cache.into(),
             geometry,
@@ -317,7 +321,7 @@ fn start(
             settings,
         };
         let buffer = Arc::new(buffer.expect("answers"));
-        DiskCache::open(buffer, far.clone(), handle, options).await
+        DiskCache::open(buffer, names, handle, options).await
     });
     let caller = Caller {
         uid: nix::unistd::geteuid().as_raw(),

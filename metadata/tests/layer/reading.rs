@@ -104,7 +104,8 @@ fn what_is_damaged_or_of_another_version_is_ignored() {
     let all = Parts { zero: true, hashes: true, whole: true, working_set: true };
     let data = mixed(100, 0, 9);
     let good = |world: &World| world.metadata("file", &data, all).encode();
-    let cases: [(&str, &dyn Fn(&World) -> Vec<u8>); 6] = [
+    type Case<'a> = (&'a str, &'a dyn Fn(&World) -> Vec<u8>);
+    let cases: [Case; 6] = [
         ("truncated", &|world| good(world)[..50].to_vec()),
         ("empty", &|_| Vec::new()),
         ("garbage", &|_| vec![0x5a; 5000]),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use gridvfs_cache::disk::{Consistency, DiskOptions, Policy, Settings};
+use gridvfs_cache::disk::{Consistency, DiskOptions, NameLayer, Policy, Settings};
 use gridvfs_cache::store::Geometry;
 use gridvfs_cache::{BufferLayer, BufferOptions, DiskCache};
 use gridvfs_metadata::actions::Actions;
@@ -337,21 +337,22 @@ fn layers(
     let dir = folder.join("cache");
     let disk = cache.then(|| {
         std::fs::create_dir_all(&dir).expect("made");
-        let geometry = Geometry { size_bytes: 256 << 20, banks: 16, ..Geometry::default() };
-        let options = DiskOptions {
-            dir: dir.clone(),
-            geometry,
-            shared: false,
-            small_max_bytes: 64 << 10,
-            settings: settings(),
-        };
         runtime.block_on(async {
-            let buffer = BufferLayer::new(far.clone(), handle.clone(), BufferOptions::default());
-            let buffer = Arc::new(buffer.await.expect("made"));
             // What the session before holds goes when its last task has ended.
             for _ in 0..1000 {
-                let (buffer, far) = (buffer.clone(), far.clone());
-                match DiskCache::open(buffer, far, handle.clone(), options.clone()).await {
+                let options = DiskOptions {
+                    dir: dir.clone(),
+                    geometry: Geometry { size_bytes: 256 << 20, banks: 16, ..Geometry::default() },
+                    shared: false,
+                    left: None,
+                    small_max_bytes: 64 << 10,
+                    settings: settings(),
+                };
+                let names = Arc::new(NameLayer::new(far.clone()));
+                let below: Arc<dyn Vfs> = names.clone();
+                let buffer = BufferLayer::new(below, handle.clone(), BufferOptions::default());
+                let buffer = Arc::new(buffer.await.expect("made"));
+                match DiskCache::open(buffer, names, handle.clone(), options).await {
                     Ok(disk) => return Arc::new(disk),
                     Err(error) if error.to_string().contains("used by another process") => {
                         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use gridvfs_cache::disk::{DiskOptions, Settings};
+use gridvfs_cache::disk::{DiskOptions, NameLayer, Settings};
 use gridvfs_cache::{BufferLayer, BufferOptions, DiskCache};
 use gridvfs_metadata::actions::{Actions, Remote};
 use gridvfs_metadata::content::ContentIndex;
@@ -55,15 +55,17 @@ pub struct Cache {
 }
 
 impl Stack {
-    /// Puts a disk cache on top.
+    /// Puts the layers of a cached mount over the server. Returns also what stands for the server.
     async fn add_cache(
         mut self,
         plan: &Plan,
         mut dir: CacheDir,
         settings: Settings,
-        buffer: Arc<BufferLayer>,
         below: Arc<dyn Vfs>,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Arc<dyn Vfs>)> {
+        let names = Arc::new(NameLayer::new(below));
+        let buffer = new_buffer(names.clone()).await?;
+        self.buffer = Some(buffer.clone());
         let options = DiskOptions {
             dir: dir.path.clone(),
             geometry: plan.settings.cache.geometry,
@@ -72,12 +74,12 @@ impl Stack {
             small_max_bytes: SMALL_BYTES_MAX,
             settings,
         };
-        let opened = DiskCache::open(buffer, below, Handle::current(), options).await;
+        let opened = DiskCache::open(buffer, names.clone(), Handle::current(), options).await;
         let disk = Arc::new(opened.map_err(|error| cache_dir::open_error(&dir.path, error))?);
         dir.is_used();
         self.top = disk.clone();
         self.cache = Some(Cache { disk, dir });
-        Ok(self)
+        Ok((self, names))
     }
 
     /// Puts the metadata layer on top of what is there. `source`: what is at the far end.
@@ -159,10 +161,8 @@ async fn connect_patiently(plan: &Plan) -> Result<Stack> {
         let Some((dir, wanted)) = cache else {
             return Ok(stack.add_metadata(plan, directory, None));
         };
-        let buffer = new_buffer(directory.clone()).await?;
-        let stack = Stack { buffer: Some(buffer.clone()), ..stack };
-        let stack = stack.add_cache(plan, dir, wanted, buffer, directory.clone()).await?;
-        return Ok(stack.add_metadata(plan, directory, None));
+        let (stack, names) = stack.add_cache(plan, dir, wanted, directory).await?;
+        return Ok(stack.add_metadata(plan, names, None));
     }
     let host = match &plan.source {
         Source::Ssh { destination, .. } => Some(ssh_host(plan, destination)?),
@@ -210,18 +210,13 @@ async fn connect_patiently(plan: &Plan) -> Result<Stack> {
         }
         (Source::Local(_), _) | (Source::Ssh { .. }, None) => bail!("not reached over a network"),
     };
-    let buffer = new_buffer(client.clone()).await?;
     let stack = Stack {
-        top: buffer.clone(),
-        buffer: Some(buffer.clone()),
+        top: client.clone(),
+        buffer: None,
         client: Some(client.clone()),
         host,
         cache: None,
         metadata: None,
-    };
-    let stack = match cache {
-        Some((dir, wanted)) => stack.add_cache(plan, dir, wanted, buffer, client.clone()).await?,
-        None => stack,
     };
     let remote = match (&plan.source, &stack.host) {
         (Source::Ssh { path, .. }, Some(host)) if settings.no_proxy => {
@@ -229,6 +224,12 @@ async fn connect_patiently(plan: &Plan) -> Result<Stack> {
         }
         _ => None,
     };
+    if let Some((dir, wanted)) = cache {
+        let (stack, names) = stack.add_cache(plan, dir, wanted, client).await?;
+        return Ok(stack.add_metadata(plan, names, remote));
+    }
+    let buffer = new_buffer(client.clone()).await?;
+    let stack = Stack { top: buffer.clone(), buffer: Some(buffer), ..stack };
     Ok(stack.add_metadata(plan, client, remote))
 }
 

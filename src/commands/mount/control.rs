@@ -94,7 +94,9 @@ impl SessionControl {
         }
         let Some(cache) = &self.cache else { return Ok(self.top.shutdown().await?) };
         let unsent = cache.unsent();
-        if cache.settings().policy == Policy::ReadOnly && unsent.files > 0 && self.options.read_only
+        if cache.settings().policy == Policy::ReadOnly
+            && !unsent.is_empty()
+            && self.options.read_only
         {
             return Err(Hinted::error(
                 "the mount is read-only: what an earlier session has not sent stays in the cache",
@@ -220,6 +222,7 @@ impl SessionControl {
         }
         add("unsent_bytes", json!(unsent.bytes));
         add("unsent_files", json!(unsent.files));
+        add("unsent_names", json!(unsent.names));
         add("unsent_conflicts", json!(unsent.conflicts));
         add("journal_bytes", json!(cache.journal_bytes()));
         add("settings", settings_json(&cache.settings()));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use env_logger::WriteStyle;
 use gridvfs_cache::DiskCache;
-use gridvfs_cache::disk::{AtEnd, Consistency, Policy, Unsent};
+use gridvfs_cache::disk::{AtEnd, Consistency, Policy};
 use gridvfs_cache::store::Geometry;
 use gridvfs_fuse::{MountOptions, Session, SessionOptions};
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use crate::cache_dir::source_hash;
 use crate::daemon::{self, Starter};
 use crate::directories;
 use crate::options::CacheOptions;
-use crate::report::{bytes_text, count_text};
+use crate::report::{bytes_text, count_text, unsent_text};
 use crate::session::{Record, Registration, Server};
 
 /// Two threads carry 1 Gbit/s with time to spare; more would only wait for each other.
@@ -127,7 +127,7 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
 
 /// What to print once the mount works.
 fn words(plan: &Plan, record: &Record, cache: Option<&Cache>) -> String {
-    let unsent = cache.map(|cache| cache.dir.unsent).filter(|unsent| unsent.files > 0);
+    let unsent = cache.map(|cache| cache.dir.unsent).filter(|unsent| !unsent.is_empty());
     let kept = cache.is_some_and(|cache| {
         let settings = cache.disk.settings();
         settings.at_end == AtEnd::Preserve || settings.policy == Policy::ReadOnly
@@ -142,6 +142,7 @@ fn words(plan: &Plan, record: &Record, cache: Option<&Cache>) -> String {
                 "directory": cache.dir.path,
                 "unsent_bytes": unsent.map_or(0, |unsent| unsent.bytes),
                 "unsent_files": unsent.map_or(0, |unsent| unsent.files),
+                "unsent_names": unsent.map_or(0, |unsent| unsent.names),
                 "unsent_kept": kept,
                 "emptied": cache.disk.replaced().is_some(),
             });
@@ -151,7 +152,7 @@ fn words(plan: &Plan, record: &Record, cache: Option<&Cache>) -> String {
     let Some(cache) = cache else { return String::new() };
     let shape = shape_words(&cache.disk, &plan.settings.cache.geometry);
     let Some(unsent) = unsent else { return shape };
-    let found = format!("{} of an earlier session not yet sent", unsent_text(unsent));
+    let found = format!("{} of an earlier session not yet sent", unsent_text(&unsent));
     let (name, settings) = (&record.name, cache.disk.settings());
     let becomes = match (settings.policy, settings.at_end) {
         (Policy::ReadOnly, _) => "kept: this mount is read-only".to_string(),
@@ -193,10 +194,6 @@ fn shape_words(cache: &DiskCache, wanted: &Geometry) -> String {
     }
 }
 
-fn unsent_text(unsent: Unsent) -> String {
-    format!("{} in {}", bytes_text(unsent.bytes), count_text(unsent.files, "file"))
-}
-
 /// Ends the layers: what is to reach the state server has, or stays in the cache.
 async fn end(record: &Record, stack: &Stack) -> Result<()> {
     if let Some(metadata) = stack.metadata.clone() {
@@ -209,15 +206,15 @@ async fn end(record: &Record, stack: &Stack) -> Result<()> {
     let ended = cache.disk.close().await;
     let unsent = cache.disk.unsent();
     let place = cache.dir.path.display();
-    if unsent.files > 0 {
-        log::warn!("{} not sent, kept in {place} for the next mount", unsent_text(unsent));
+    if !unsent.is_empty() {
+        log::warn!("{} not sent, kept in {place} for the next mount", unsent_text(&unsent));
     }
-    ended.with_context(|| match unsent.files {
-        0 => format!("{}: not all data was written back", record.source),
-        _ => format!(
+    ended.with_context(|| match unsent.is_empty() {
+        true => format!("{}: not all data was written back", record.source),
+        false => format!(
             "{}: {} could not be written back and is kept in {place} for the next mount",
             record.source,
-            unsent_text(unsent)
+            unsent_text(&unsent)
         ),
     })
 }
@@ -227,6 +224,7 @@ fn left(cache: &Cache) -> Value {
     let unsent = cache.disk.unsent();
     json!({
         "unsent_bytes": unsent.bytes, "unsent_files": unsent.files,
+        "unsent_names": unsent.names,
         "cache_directory": cache.dir.path,
     })
 }
