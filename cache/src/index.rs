@@ -47,8 +47,8 @@ mod table;
 mod tests;
 mod writer;
 
-pub(crate) use name_rows::OURS as OUR_COOKIES;
 pub use listing::{Listed, ListedEntry, ListingToken};
+pub(crate) use name_rows::OURS as OUR_COOKIES;
 pub use names::Name;
 pub use node::Known;
 pub(crate) use node::{ATTR_BYTES, pack_attr, unpack_attr};

@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use gridvfs_vfs::{
     Access, AccessGranted, Allocation, Attr, Caller, Committed, CreateHow, Created, DirEntry,
-    DirPage, Entry, Error, FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result,
-    SeekWhence, SetAttr, Stability, Status, Time, Verifier, Vfs, Wcc, Written, is_dots,
+    DirPage, Entry, Error, FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData,
+    Result, SeekWhence, SetAttr, Stability, Status, Time, Verifier, Vfs, Wcc, Written, is_dots,
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;

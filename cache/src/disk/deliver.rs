@@ -83,8 +83,7 @@ impl Core {
     async fn send_ready(self: &Arc<Self>) -> Option<Instant> {
         let (numbers, next) = {
             let mut queue = self.names.queue.lock();
-            let hurry =
-                self.hurry.load(Ordering::Acquire) || queue.ops.len() > PENDING_MAX / 2;
+            let hurry = self.hurry.load(Ordering::Acquire) || queue.ops.len() > PENDING_MAX / 2;
             let held = self.is_held();
             let delay = self.settings.read().writeback_delay;
             let leisurely = self.defers();
@@ -199,7 +198,8 @@ impl Core {
             },
             Err(Error::Status(Status::EXIST)) => {
                 let (handle, found) = self.ask_for(caller, at).await?;
-                let new = |it: &&Attr| it.kind == FileKind::Regular && it.size == 0 && it.links == 1;
+                let new =
+                    |it: &&Attr| it.kind == FileKind::Regular && it.size == 0 && it.links == 1;
                 match found.as_ref().filter(new) {
                     Some(it) if (it.atime, it.mtime) == (attr.atime, attr.mtime) => (handle, found),
                     // A server that died in the middle has made it, and not set its times. Should it

@@ -1,8 +1,8 @@
 //! Opening a cache: what it belongs to, what may be believed of it, and what is still to be sent.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
@@ -13,10 +13,10 @@ use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
-use super::options::{AtEnd, Consistency, DiskOptions, Policy};
-use super::whole::Wholes;
 use super::below::NameLayer;
+use super::options::{AtEnd, Consistency, DiskOptions, Policy};
 use super::pending::{Queue, is_ours};
+use super::whole::Wholes;
 use super::{
     Core, DiskCache, PLACES_MAX, SENDING_MAX, Unsent, WALK_READS_MAX, deliver, now_ms, recover,
 };

@@ -355,10 +355,8 @@ impl Queue {
         let all = self.by_key.get(&Key::File(*file))?;
         let unasked = |number: &u64| {
             self.ops.get(number).is_some_and(|pending| {
-                let own = matches!(
-                    pending.op.change,
-                    NameChange::Create { .. } | NameChange::Set { .. }
-                );
+                let own =
+                    matches!(pending.op.change, NameChange::Create { .. } | NameChange::Set { .. });
                 own && !pending.asked && !pending.sending && pending.conflict.is_none()
             })
         };
@@ -624,3 +622,6 @@ impl Queue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,10 +3,10 @@
 use gridvfs_vfs::FileHandle;
 use rusqlite::{Connection, params};
 
+use super::Index;
 use super::node::FNV_START;
 use super::rows::Sum;
 use super::writer::Change;
-use super::Index;
 
 fn sum(ours: &[u8], server: &[u8]) -> i64 {
     Sum(FNV_START).bytes(Some(ours)).bytes(Some(server)).0 as i64

@@ -380,9 +380,7 @@ pub fn decode(header: &Header, body: &[u8]) -> Option<Record> {
         kind::CONFLICT => Record::Conflict { handle, kind: header.a as u8 },
         kind::RESOLVED => Record::Resolved { handle },
         kind::PATH => Record::Path { handle, path: body.to_vec() },
-        kind::BOUND => {
-            Record::Bound { handle, server: FileHandle::new(body)?, made_by: header.a }
-        }
+        kind::BOUND => Record::Bound { handle, server: FileHandle::new(body)?, made_by: header.a },
         kind::NAME => {
             let Header { flags, a, uid, gid, .. } = *header;
             Record::Name(names::decode(flags, a, uid, gid, body)?)

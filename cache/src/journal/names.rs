@@ -90,7 +90,7 @@ pub struct NameOp {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NameRecord {
     /// A change was acknowledged.
-    Op(NameOp),
+    Op(Box<NameOp>),
     /// The server may have been asked for these from now on.
     Started(Vec<u64>),
     /// The server has made the change, or it is not to be made any more.
@@ -98,7 +98,7 @@ pub enum NameRecord {
     /// A copy of all that is pending begins.
     Begin,
     /// A change that is pending: its number, and whether the server may have been asked for it.
-    Copy(u64, bool, NameOp),
+    Copy(u64, bool, Box<NameOp>),
     /// A file whose handle is ours, and the server's.
     CopyBound(FileHandle, FileHandle),
     /// The copy ends: it had so many records, and takes the place of all that was before it.
@@ -152,10 +152,16 @@ pub(super) fn encode(record: &NameRecord) -> Parts {
     parts
 }
 
-pub(super) fn decode(flags: u16, number: u64, uid: u32, gid: u32, body: &[u8]) -> Option<NameRecord> {
+pub(super) fn decode(
+    flags: u16,
+    number: u64,
+    uid: u32,
+    gid: u32,
+    body: &[u8],
+) -> Option<NameRecord> {
     let mut from = Reader(body);
     Some(match flags & !ASKED {
-        OP => NameRecord::Op(NameOp { uid, gid, change: from.change()? }),
+        OP => NameRecord::Op(Box::new(NameOp { uid, gid, change: from.change()? })),
         STARTED => {
             let numbers = body.chunks_exact(8).map(|bytes| Reader(bytes).number());
             NameRecord::Started(numbers.collect::<Option<_>>()?)
@@ -163,7 +169,7 @@ pub(super) fn decode(flags: u16, number: u64, uid: u32, gid: u32, body: &[u8]) -
         DONE => NameRecord::Done(number),
         BEGIN => NameRecord::Begin,
         COPY => {
-            let op = NameOp { uid, gid, change: from.change()? };
+            let op = Box::new(NameOp { uid, gid, change: from.change()? });
             NameRecord::Copy(number, flags & ASKED != 0, op)
         }
         COPY_BOUND => NameRecord::CopyBound(from.handle()?, from.handle()?),
@@ -204,7 +210,8 @@ fn put_op(parts: &mut Parts, op: &NameOp) {
         NameChange::Set { file, set, before } => {
             body.push(4);
             put_bytes(body, file.as_bytes());
-            let (size, mtime) = before.map_or((None, None), |(size, time)| (Some(size), Some(time)));
+            let (size, mtime) =
+                before.map_or((None, None), |(size, time)| (Some(size), Some(time)));
             put_maybe(body, set.mode.map(|mode| mode.to_le_bytes()));
             put_maybe(body, set.size.map(u64::to_le_bytes));
             put_maybe(body, set.atime.map(time_bytes));
@@ -286,11 +293,9 @@ impl<'a> Reader<'a> {
                 file: self.handle()?,
                 attr: unpack_attr(&self.array::<ATTR_BYTES>()?)?,
             },
-            2 => NameChange::Remove {
-                at: self.at()?,
-                file: self.handle()?,
-                last: self.byte()? != 0,
-            },
+            2 => {
+                NameChange::Remove { at: self.at()?, file: self.handle()?, last: self.byte()? != 0 }
+            }
             3 => NameChange::Rename {
                 from: self.at()?,
                 to: self.at()?,

@@ -6,8 +6,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use gridvfs_cache::disk::{AtEnd, Consistency, Policy, Resolution, Unsent};
 use gridvfs_cache::DiskCache;
+use gridvfs_cache::disk::{AtEnd, Consistency, Policy, Resolution, Unsent};
 use gridvfs_vfs::*;
 
 use super::world::*;
@@ -281,7 +281,10 @@ fn names_that_others_have_made_meanwhile_are_conflicts() {
     resolve("cut", Resolution::KeepTheirs);
     session.wait(session.cache.write_back()).expect("written back");
     assert_eq!(session.cache.conflicts(), []);
-    assert_eq!((data("mine"), data("theirs"), data("both")), ("ours".into(), "others'".into(), "others'".into()));
+    assert_eq!(
+        (data("mine"), data("theirs"), data("both")),
+        ("ours".into(), "others'".into(), "others'".into())
+    );
     assert_eq!((data(&saved), data(&renamed)), ("ours".into(), "moved".into()));
     assert_eq!((data("cut"), data("target")), ("others' work".into(), "others'".into()));
     let theirs = session.lookup("theirs").expect("there");
