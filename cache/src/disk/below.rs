@@ -92,17 +92,18 @@ impl NameLayer {
         self.server(file)
     }
 
-    /// Makes what is pending of these names.
+    /// Makes what is pending of these names, before the server is asked for a change of them. What was
+    /// acknowledged earlier is not to be lost by a power loss when that is not.
     pub(super) async fn settle_names(&self, names: &[At]) -> Result<()> {
+        if let Some(core) = self.core() {
+            core.sync_names().await?;
+        }
         self.wait(Wait::Names(names)).await
     }
 
     /// Makes what is pending of these names, and of the files that they lead to.
     pub(super) async fn settle_children(&self, names: &[At]) -> Result<()> {
-        if self.is_quiet() {
-            return Ok(());
-        }
-        if let Some(core) = self.core() {
+        if let Some(core) = self.core().filter(|_| !self.is_quiet()) {
             for child in names.iter().filter_map(|at| core.known_child(at)) {
                 self.wait(Wait::File(&child)).await?;
             }

@@ -136,7 +136,7 @@ impl Core {
                 self.append_or_make_room(&Record::Bound { handle: file, server, made_by: 0 })?;
             }
         }
-        let number = self.log_name(NameRecord::Op(op.clone()))?;
+        let number = self.log_name(NameRecord::Op(Box::new(op.clone())))?;
         crash::point(crash::Point::AFTER_NAME);
         queue.add(number, op, Some(Arc::new(caller.clone())), Instant::now());
         add(&self.counters.deferred_names, 1);

@@ -97,6 +97,10 @@ impl Core {
             Some(handle) => {
                 if directory {
                     self.index.set_empty(handle);
+                    if self.defers() {
+                        // That a name in it is absent is known when this is written down.
+                        self.index.flush();
+                    }
                 }
                 self.note_own(handle, made.attr);
                 self.index.created(dir, name, handle);

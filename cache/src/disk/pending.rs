@@ -622,3 +622,6 @@ impl Queue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

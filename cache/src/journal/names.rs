@@ -90,7 +90,7 @@ pub struct NameOp {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NameRecord {
     /// A change was acknowledged.
-    Op(NameOp),
+    Op(Box<NameOp>),
     /// The server may have been asked for these from now on.
     Started(Vec<u64>),
     /// The server has made the change, or it is not to be made any more.
@@ -98,7 +98,7 @@ pub enum NameRecord {
     /// A copy of all that is pending begins.
     Begin,
     /// A change that is pending: its number, and whether the server may have been asked for it.
-    Copy(u64, bool, NameOp),
+    Copy(u64, bool, Box<NameOp>),
     /// A file whose handle is ours, and the server's.
     CopyBound(FileHandle, FileHandle),
     /// The copy ends: it had so many records, and takes the place of all that was before it.
@@ -161,7 +161,7 @@ pub(super) fn decode(
 ) -> Option<NameRecord> {
     let mut from = Reader(body);
     Some(match flags & !ASKED {
-        OP => NameRecord::Op(NameOp { uid, gid, change: from.change()? }),
+        OP => NameRecord::Op(Box::new(NameOp { uid, gid, change: from.change()? })),
         STARTED => {
             let numbers = body.chunks_exact(8).map(|bytes| Reader(bytes).number());
             NameRecord::Started(numbers.collect::<Option<_>>()?)
@@ -169,7 +169,7 @@ pub(super) fn decode(
         DONE => NameRecord::Done(number),
         BEGIN => NameRecord::Begin,
         COPY => {
-            let op = NameOp { uid, gid, change: from.change()? };
+            let op = Box::new(NameOp { uid, gid, change: from.change()? });
             NameRecord::Copy(number, flags & ASKED != 0, op)
         }
         COPY_BOUND => NameRecord::CopyBound(from.handle()?, from.handle()?),

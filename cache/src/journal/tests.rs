@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 
-use gridvfs_vfs::Time;
+use gridvfs_vfs::{Attr, DeviceNumber, FileKind, Time};
 
 use super::*;
 
@@ -137,7 +137,9 @@ fn records_are_what_they_were() {
         Record::Path { handle, path: b"/a/b\xff".to_vec() },
         Record::Path { handle, path: vec![7; PATH_BYTES_MAX] },
         Record::Path { handle: FileHandle::new(&[]).unwrap(), path: vec![] },
+        Record::Bound { handle, server: FileHandle::new(&[9; 64]).unwrap(), made_by: 7 },
     ];
+    let records: Vec<_> = records.into_iter().chain(name_records()).collect();
     let (journal, _, _) = reopen(dir.path(), small());
     for record in &records {
         journal.append(record).unwrap();
@@ -152,6 +154,70 @@ fn records_are_what_they_were() {
     })
     .unwrap();
     assert_eq!(read, records);
+}
+
+/// Records about names, of every kind.
+fn name_records() -> Vec<Record> {
+    let time = Time { seconds: -5, nanoseconds: 999_999_999 };
+    let attr = Attr {
+        kind: FileKind::Regular,
+        mode: 0o640,
+        links: 1,
+        uid: 1,
+        gid: 2,
+        size: 3,
+        used: 4,
+        device: DeviceNumber::default(),
+        fsid: 5,
+        fileid: 6,
+        atime: time,
+        mtime: Time::default(),
+        ctime: time,
+    };
+    let file = FileHandle::new(&[1; 64]).unwrap();
+    let at = |name: &[u8]| At { dir: FileHandle::new(b"dir").unwrap(), name: name.into() };
+    let set = Set { mode: Some(0o600), size: None, atime: Some(time), mtime: None };
+    let changes = [
+        NameChange::Create { at: at(&[7; NAME_BYTES_MAX]), file, attr },
+        NameChange::Remove { at: at(b"\xff"), file, last: true },
+        NameChange::Rename { from: at(b"a"), to: at(b"b"), file, replaced: None },
+        NameChange::Rename { from: at(b"a"), to: at(b"b"), file, replaced: Some((file, false)) },
+        NameChange::Rename { from: at(b"a"), to: at(b"b"), file, replaced: Some((file, true)) },
+        NameChange::Set { file, set, before: None },
+        NameChange::Set { file, set: Set::default(), before: Some((u64::MAX, time)) },
+    ];
+    let op = |change: NameChange| Box::new(NameOp { uid: 1000, gid: u32::MAX, change });
+    let mut records: Vec<_> = changes.iter().cloned().map(op).map(NameRecord::Op).collect();
+    records.extend(changes.into_iter().map(|change| NameRecord::Copy(3, true, op(change))));
+    records.extend([
+        NameRecord::Started((0..STARTED_MAX as u64).collect()),
+        NameRecord::Done(u64::MAX),
+        NameRecord::Begin,
+        NameRecord::CopyBound(file, file),
+        NameRecord::End(9),
+    ]);
+    records.into_iter().map(Record::Name).collect()
+}
+
+#[test]
+fn a_log_of_the_version_before_is_read() {
+    let dir = tempdir();
+    let (journal, _, _) = reopen(dir.path(), small());
+    journal.append_write(&write(1, 0, 0), b"data").unwrap();
+    drop(journal);
+    let path = dir.path().join("00000001.log");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[8] = 1;
+    let sum = format::checksum(&bytes[..48]);
+    bytes[48..52].copy_from_slice(&sum.to_le_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    let mut records = 0;
+    Journal::open(dir.path(), small(), &mut |replayed| match replayed {
+        Replayed::Record { .. } => records += 1,
+        Replayed::Damaged(damage) => panic!("{damage:?}"),
+    })
+    .unwrap();
+    assert_eq!(records, 1);
 }
 
 #[test]

@@ -126,6 +126,16 @@ fn one(test: &str, seed: u64) -> bool {
         session.wait(session.cache.getattr(&caller, &root)).expect("attributes");
         let list = session.cache.readdir(&caller, &root, 0, Verifier::default(), 1 << 16, true);
         session.wait(list).expect("listed");
+        // Until the index has written that down, the server is asked for each name.
+        let mut number = 0;
+        eventually("names are answered here", || {
+            number += 1;
+            let before = session.far.calls.load(Ordering::SeqCst);
+            session.lookup(&format!("absent{number}")).is_err()
+                && session.far.calls.load(Ordering::SeqCst) == before
+        });
+        // Root's rights are asked for once.
+        let _ = session.remove("absent0");
         let off = AtomicBool::new(false);
         let lasts = Duration::from_millis(20 + dice.below(300));
         std::thread::scope(|scope| {

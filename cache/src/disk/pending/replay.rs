@@ -15,7 +15,7 @@ impl Queue {
         let mut bound = HashSet::new();
         for (number, pending) in &self.ops {
             let asked = pending.asked || pending.sending;
-            records.push(NameRecord::Copy(*number, asked, pending.op.clone()));
+            records.push(NameRecord::Copy(*number, asked, Box::new(pending.op.clone())));
             for file in [Some(*pending.op.file()), pending.op.replaced()].into_iter().flatten() {
                 if let Some(server) = self.to_server.get(&file).filter(|_| bound.insert(file)) {
                     records.push(NameRecord::CopyBound(file, *server));
@@ -56,7 +56,7 @@ impl Queue {
                     queue.bind(ours, server);
                     queue.done(made_by);
                 }
-                NameEvent::Record(number, NameRecord::Op(op)) => queue.add(number, op, None, at),
+                NameEvent::Record(number, NameRecord::Op(op)) => queue.add(number, *op, None, at),
                 NameEvent::Record(_, NameRecord::Started(all)) => queue.started(&all),
                 NameEvent::Record(_, NameRecord::Done(number)) => drop(queue.done(number)),
             }
@@ -67,7 +67,7 @@ impl Queue {
 
     fn restore(&mut self, record: NameRecord, at: Instant) {
         match record {
-            NameRecord::Copy(number, asked, op) => self.insert(number, op, None, at, asked),
+            NameRecord::Copy(number, asked, op) => self.insert(number, *op, None, at, asked),
             NameRecord::CopyBound(ours, server) => self.bind(ours, server),
             _ => {}
         }

@@ -38,10 +38,40 @@ fn another_format_is_refused_and_not_touched() {
             panic!("format {version} was taken")
         };
         let IndexError::Version { found, known, .. } = &error;
-        assert_eq!((*found, *known), (version, 1));
+        assert_eq!((*found, *known), (version, 2));
         assert!(error.to_string().contains("index.sqlite has format"), "{error}");
         assert_eq!(fs::read(&path).expect("there"), before);
     }
+}
+
+#[test]
+fn the_format_before_is_taken_over_and_aliases_are_kept() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("index.sqlite");
+    let index = open(dir.path(), IndexOptions::default());
+    fill(&index, 3);
+    drop(index);
+    let before = Connection::open(&path).expect("a database");
+    before.execute_batch("DROP TABLE alias; PRAGMA user_version = 1").expect("as it was");
+    drop(before);
+
+    let index = open(dir.path(), IndexOptions::default());
+    assert!(index.closed_cleanly());
+    assert!(matches!(index.lookup(&handle(0), b"n1"), Name::Here(_)), "what was known is known");
+    assert_eq!(index.aliases(), []);
+    index.set_alias(&handle(1), Some(&handle(11)));
+    index.set_alias(&handle(2), Some(&handle(12)));
+    index.set_alias(&handle(3), Some(&handle(13)));
+    index.set_alias(&handle(2), None);
+    drop(index);
+    let database = Connection::open(&path).expect("a database");
+    let flip = "UPDATE alias SET server = ?1 WHERE ours = ?2";
+    database.execute(flip, [handle(14).as_bytes(), handle(3).as_bytes()]).expect("flipped");
+    drop(database);
+    let index = open(dir.path(), IndexOptions::default());
+    assert_eq!(index.aliases(), [(handle(1), handle(11))]);
+    index.forget_aliases();
+    assert_eq!(index.aliases(), []);
 }
 
 #[test]
