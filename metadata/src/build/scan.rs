@@ -1,13 +1,14 @@
 //! Reads a file in order with several threads, holes not at all.
 //!
 //! A thread takes the next span of at most 4 MiB and reads it in pieces that stay in its core's
-//! cache from the kernel's copy to the hash. The kernel is told of a span one span ahead, so that a
-//! disk is never idle between two.
+//! cache from the kernel's copy to the hash. Each has the file open for itself, so that the kernel
+//! sees it reading in order and reads ahead of it. (Telling the kernel of each span by
+//! posix_fadvise instead took an eighth of the speed where the file was cached.)
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -24,6 +25,10 @@ const SPAN_BYTES: u64 = 4 << 20;
 /// Bytes of one read unless a block is larger: what fits into the second-level cache of a core, so
 /// that the data is still there when it is hashed. What cat and cp take, too.
 const PIECE_BYTES: usize = 128 << 10;
+
+/// What the memory that is read into begins at a multiple of. The kernel's copy took three times as
+/// long into memory 16 bytes behind such a place, which is where large allocations begin.
+const PIECE_ALIGNMENT: usize = 4096;
 
 /// How far reading has come, for whoever watches, and a way to end it.
 #[derive(Debug, Default)]
@@ -89,7 +94,7 @@ pub(crate) fn scan<V: Visit>(
         file,
         size,
         block_bytes: block_bytes.into(),
-        at: Mutex::new(At { next: 0, data_end: 0, advised: 0 }),
+        at: Mutex::new(At { next: 0, data_end: 0 }),
     };
     let failed = AtomicBool::new(false);
     let work = || {
@@ -127,8 +132,6 @@ struct At {
     next: u64,
     /// It is known that there is no hole before this.
     data_end: u64,
-    /// The kernel was told that what is before this will be needed.
-    advised: u64,
 }
 
 impl Source<'_> {
@@ -140,7 +143,12 @@ impl Source<'_> {
         visit: &V,
     ) -> Result<Option<V::Found>, ScanError> {
         let mut found = V::Found::default();
-        let mut piece = vec![0; PIECE_BYTES.max(self.block_bytes as usize)];
+        let own = self.own_file();
+        let file = own.as_ref().unwrap_or(self.file);
+        let piece_bytes = PIECE_BYTES.max(self.block_bytes as usize);
+        let mut room = vec![0; piece_bytes + PIECE_ALIGNMENT];
+        let skip = room.as_ptr().align_offset(PIECE_ALIGNMENT).min(PIECE_ALIGNMENT);
+        let piece = &mut room[skip..skip + piece_bytes];
         while let Some(span) = self.take() {
             let (mut at, end) = match span {
                 Span::Hole { begin, end } => {
@@ -160,7 +168,7 @@ impl Source<'_> {
                 }
                 let length = (end - at).min(piece.len() as u64);
                 let bytes = &mut piece[..length as usize];
-                self.file.read_exact_at(bytes, at).map_err(|error| match error.kind() {
+                file.read_exact_at(bytes, at).map_err(|error| match error.kind() {
                     io::ErrorKind::UnexpectedEof => ScanError::Cut,
                     _ => ScanError::Io(error),
                 })?;
@@ -170,6 +178,16 @@ impl Source<'_> {
             }
         }
         Ok(Some(found))
+    }
+
+    /// Opens the file once more; where that is not possible, threads share it.
+    fn own_file(&self) -> Option<File> {
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let own = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = own.ok()?;
+        // Only a hint: a file system that has no use for it reads all the same.
+        let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL);
+        Some(file)
     }
 
     fn take(&self) -> Option<Span> {
@@ -192,15 +210,6 @@ impl Source<'_> {
         }
         let end = at.data_end.min(begin + SPAN_BYTES);
         at.next = end;
-        let wanted = at.data_end.min(end + SPAN_BYTES);
-        if wanted > at.advised {
-            let from = at.advised.max(begin);
-            let (from, length) = (from as i64, (wanted - from) as i64);
-            // Only a hint: a file system that has no use for it reads all the same.
-            let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
-            let _ = posix_fadvise(self.file.as_fd(), from, length, advice);
-            at.advised = wanted;
-        }
         Some(Span::Data { begin, end })
     }
 
