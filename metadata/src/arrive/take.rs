@@ -49,7 +49,14 @@ impl Arrival {
         }
         let block = self.facts.block_bytes();
         for ranges in calls(&missing, block, FETCH_RANGES_MAX, FETCH_BYTES_MAX as u64) {
-            let fetched = self.fetch(caller, &ranges).await?;
+            let fetched = match self.fetch(caller, &ranges).await {
+                Err(Error::Status(Status::JUKEBOX)) => {
+                    // It was being changed while it was read: perhaps for good.
+                    let attr = self.source.getattr(caller, &self.file).await?;
+                    Fetched { attr, ranges: Vec::new() }
+                }
+                result => result?,
+            };
             add(&self.counters.arrivals, 1);
             if !self.facts.is_of(&fetched.attr) {
                 expected.observe(fetched.attr);

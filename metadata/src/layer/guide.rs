@@ -50,6 +50,11 @@ impl Guide {
         }
     }
 
+    /// Says whether attributes are of this version.
+    pub fn is_of(&self, attr: &Attr) -> bool {
+        self.facts.is_of(attr)
+    }
+
     /// Whether what arrived was not what was known: nothing of this is to be used any more.
     pub fn is_refuted(&self) -> bool {
         self.arrival.as_ref().is_some_and(|arrival| arrival.is_refuted())

@@ -108,6 +108,12 @@ impl Core {
                 Ok(false) => break,
                 Err(error) => {
                     log::debug!("{}: did not arrive: {error}", self.path_text(&guide.file));
+                    // What is known may be of another version than what would be read now.
+                    let attr = self.below.getattr(caller, &guide.file).await?;
+                    if !guide.is_of(&attr) {
+                        subject.give_up();
+                        return self.below.read(caller, &guide.file, offset, count).await;
+                    }
                     break;
                 }
             }
