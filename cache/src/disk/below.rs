@@ -5,6 +5,8 @@
 //! told under the handle by which it is known above. A call that needs the server's own word waits
 //! for the changes that it depends on, which are made at once then.
 
+mod settle;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -20,7 +22,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Core;
-use super::pending::{Key, Queue, is_ours};
+use super::pending::{Queue, is_ours};
 use crate::index::OUR_COOKIES;
 use crate::journal::At;
 
@@ -39,15 +41,6 @@ pub struct NameLayer {
     pub(super) last_record: AtomicU64,
     /// Whether the server keeps times so exactly that a new file can be told by them.
     pub(super) exact: AtomicBool,
-}
-
-/// Which changes somebody waits for.
-enum Wait<'a> {
-    /// Those that make a file or set its attributes.
-    File(&'a FileHandle),
-    Names(&'a [At]),
-    Directory(&'a FileHandle),
-    All,
 }
 
 impl NameLayer {
@@ -84,95 +77,6 @@ impl NameLayer {
     /// The server's handle of a file of which nothing needs to be waited for.
     fn server(&self, file: &FileHandle) -> Result<FileHandle> {
         self.queue.lock().server(file).ok_or(Error::Status(Status::STALE))
-    }
-
-    /// Makes what a file needs to be there and as it is to be, and returns the server's handle.
-    pub(super) async fn settle_file(&self, file: &FileHandle) -> Result<FileHandle> {
-        self.wait(Wait::File(file)).await?;
-        self.server(file)
-    }
-
-    /// Makes what is pending of these names, before the server is asked for a change of them. What was
-    /// acknowledged earlier is not to be lost by a power loss when that is not.
-    pub(super) async fn settle_names(&self, names: &[At]) -> Result<()> {
-        if let Some(core) = self.core() {
-            core.sync_names().await?;
-        }
-        self.wait(Wait::Names(names)).await
-    }
-
-    /// Makes what is pending of these names, and of the files that they lead to.
-    pub(super) async fn settle_children(&self, names: &[At]) -> Result<()> {
-        if let Some(core) = self.core().filter(|_| !self.is_quiet()) {
-            for child in names.iter().filter_map(|at| core.known_child(at)) {
-                self.wait(Wait::File(&child)).await?;
-            }
-        }
-        self.settle_names(names).await
-    }
-
-    /// Makes what is pending in a directory.
-    pub(super) async fn settle_dir(&self, dir: &FileHandle) -> Result<()> {
-        self.wait(Wait::Directory(dir)).await
-    }
-
-    /// Makes all that is pending.
-    pub(super) async fn settle_all(&self) -> Result<()> {
-        self.wait(Wait::All).await
-    }
-
-    /// Returns when the changes are made; an error if one of them cannot be made now.
-    async fn wait(&self, what: Wait<'_>) -> Result<()> {
-        let wanted = {
-            let mut queue = self.queue.lock();
-            if queue.is_empty() {
-                return Ok(());
-            }
-            let numbers = match &what {
-                Wait::File(file) => queue.of_file(file),
-                Wait::Names(names) => {
-                    let keys: Vec<_> = names.iter().cloned().map(Key::Name).collect();
-                    queue.with_keys(&keys)
-                }
-                Wait::Directory(dir) => queue.in_dir(dir),
-                Wait::All => queue.ops.keys().copied().collect(),
-            };
-            if numbers.is_empty() {
-                return Ok(());
-            }
-            let all = queue.closure(numbers);
-            queue.urge(&all);
-            let failures = |number| queue.ops.get(number).map_or(0, |pending| pending.failures);
-            all.iter().map(|number| (*number, failures(number))).collect::<Vec<_>>()
-        };
-        self.wake.notify_one();
-        loop {
-            let mut progress = std::pin::pin!(self.progress.notified());
-            progress.as_mut().enable();
-            {
-                let queue = self.queue.lock();
-                // Others go on when one has stopped: who waits for all of them waits for those.
-                let patient = matches!(what, Wait::All);
-                let (mut left, mut error, mut moving) = (false, None, false);
-                for (number, failures) in &wanted {
-                    let Some(pending) = queue.ops.get(number) else { continue };
-                    left = true;
-                    let stopped = match (&pending.conflict, &pending.failing) {
-                        (Some(kind), _) => Some(kind.error()),
-                        (None, Some(error)) if pending.failures > *failures => Some(error.clone()),
-                        _ => None,
-                    };
-                    moving |= stopped.is_none() && queue.is_ready(*number);
-                    error = error.or(stopped);
-                }
-                match error {
-                    _ if !left => return Ok(()),
-                    Some(error) if !patient || !moving => return Err(error),
-                    _ => {}
-                }
-            }
-            progress.await;
-        }
     }
 
     /// Tells attributes of the server's as they are seen above.

@@ -127,11 +127,11 @@ fn one(test: &str, seed: u64) -> bool {
         let list = session.cache.readdir(&caller, &root, 0, Verifier::default(), 1 << 16, true);
         session.wait(list).expect("listed");
         // Until the index has written that down, the server is asked for each name.
-        let mut number = 0;
+        let mut asked = 0;
         eventually("names are answered here", || {
-            number += 1;
+            asked += 1;
             let before = session.far.calls.load(Ordering::SeqCst);
-            session.lookup(&format!("absent{number}")).is_err()
+            session.lookup(&format!("absent{asked}")).is_err()
                 && session.far.calls.load(Ordering::SeqCst) == before
         });
         // Root's rights are asked for once.
