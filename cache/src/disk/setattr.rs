@@ -40,10 +40,13 @@ impl Core {
         let node = self.known(file);
         let sets_times = changes.mtime != SetTime::Keep || changes.atime != SetTime::Keep;
         // Times that were held back may just be on their way: they must not come in after these.
+        // Only then: who has the turn must not wait for names that wait for the file's data.
+        let held = |node: &Node| {
+            let state = node.state.lock();
+            state.dirty.is_empty() && state.times != Default::default()
+        };
         let _turn = match &node {
-            Some(node) if sets_times && self.treatment(node).is_lazy() => {
-                Some(node.turn.lock().await)
-            }
+            Some(node) if sets_times && held(node) => Some(node.turn.lock().await),
             _ => None,
         };
         let changing = match &node {
