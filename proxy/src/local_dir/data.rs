@@ -49,7 +49,7 @@ impl LocalDir {
         let fd = self.read_fd(&node, &stat, caller)?;
         let mut size = stat.st_size as u64;
         let wanted = size.saturating_sub(offset).min(u64::from(count.min(TRANSFER_MAX))) as usize;
-        let mut data = Vec::with_capacity(wanted + ALIGNMENT);
+        let mut data: Vec<u8> = Vec::with_capacity(wanted + ALIGNMENT);
         // The capacity is enough, so the data stays where it begins now.
         let skip = data.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
         data.resize(skip, 0);
