@@ -17,7 +17,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use dashmap::DashMap;
@@ -46,6 +46,8 @@ pub struct FileCache {
     dir: PathBuf,
     max_bytes: u64,
     slots: DashMap<FileKey, Slot>,
+    /// Whether there are any: most caches have none, and each read asks.
+    any: AtomicBool,
     /// One file is made room for at a time.
     making: Mutex<()>,
     /// Blocks that did not fit their checksum and were dropped.
@@ -66,6 +68,7 @@ impl FileCache {
             dir,
             max_bytes,
             slots: DashMap::new(),
+            any: AtomicBool::new(false),
             making: Mutex::new(()),
             repaired: Arc::default(),
         };
@@ -79,6 +82,7 @@ impl FileCache {
                     let used_ms = entry.metadata().map_or(0, |about| about.mtime() as u64 * 1000);
                     let slot = Slot { file: None, size, bytes: data.blocks() * 512, used_ms };
                     cache.slots.insert(key, slot);
+                    cache.any.store(true, Ordering::Release);
                 }
                 // Killed while it was being made.
                 None => cache.unlink(key),
@@ -110,8 +114,7 @@ impl FileCache {
 
     /// Returns a version's file, complete or not.
     pub fn get(&self, key: FileKey) -> Option<Arc<CachedFile>> {
-        // Most caches have none, and each read asks.
-        if self.slots.is_empty() {
+        if !self.any.load(Ordering::Acquire) {
             return None;
         }
         if let Some(file) = self.slots.get(&key)?.file.clone() {
@@ -171,6 +174,7 @@ impl FileCache {
         })?);
         let slot = Slot { file: Some(file.clone()), size, bytes, used_ms: now_ms() };
         self.slots.insert(key, slot);
+        self.any.store(true, Ordering::Release);
         Ok(file)
     }
 
