@@ -109,6 +109,9 @@ pub(crate) struct State {
     /// When the file was last written, by this machine's clock.
     pub mtime: Time,
     pub times: Times,
+    /// A time of change of the server's that our sending has left, and what programs have been told
+    /// instead: it does not change before their eyes.
+    pub told: Option<(Time, Time)>,
     /// Whom the data is sent for.
     pub writer: Option<Arc<Caller>>,
     pub fetches: Vec<Fetch>,
@@ -203,6 +206,7 @@ impl Node {
                 changed_at: 0,
                 mtime: Time::default(),
                 times: Times::default(),
+                told: None,
                 writer: None,
                 fetches: Vec::new(),
                 driven: false,
@@ -361,6 +365,9 @@ impl State {
     /// Puts what the server does not know yet over its attributes. In write-through (not `lazy`) it
     /// knows the times: data is sent before anybody asks.
     pub fn overlay(&self, attr: &mut Attr, size: Option<u64>, lazy: bool) {
+        if let Some((_, told)) = self.told.filter(|(server, _)| *server == attr.ctime) {
+            attr.ctime = told;
+        }
         if self.dirty.is_empty() && self.settled && self.times == Times::default() {
             return;
         }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use gridvfs_vfs::{Attr, Result, SetAttr, SetTime, Status, Vfs, Wcc, WccAttr};
+use gridvfs_vfs::{Attr, Result, SetAttr, SetTime, Status, Time, Vfs, Wcc, WccAttr};
 
 use super::node::{Node, State, Times};
 use super::send::is_gone;
@@ -157,9 +157,12 @@ impl Core {
             self.times_set(node, &mut state);
         }
         node.set_size(Some(attr.size));
-        if lazy && self.settings.read().consistency.trusts() {
-            // What programs have seen stays as they have seen it.
+        // What programs have seen stays as they have seen it.
+        let written = state.mtime != Time::default();
+        if lazy && written && self.settings.read().consistency.trusts() {
             attr.ctime = state.mtime;
+        } else if lazy && written {
+            state.told = Some((attr.ctime, state.mtime));
         }
         let (base, written) = (state.base, self.period());
         self.index.update(&node.handle, |known| {
