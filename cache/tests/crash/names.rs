@@ -118,7 +118,7 @@ fn one(test: &str, seed: u64) -> bool {
     std::fs::create_dir(&cache).expect("made");
     let world = World::at(folder.path(), settings.clone());
     let mut history = History(vec![Tree::new()]);
-
+    let mut number = 0;
     for round in 0..ROUNDS {
         let session = open(&export, &cache, settings.clone(), world.geometry);
         let caller = session.caller();
