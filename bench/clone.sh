@@ -207,11 +207,11 @@ row_peers() {
 tell_zeros() {
     local zeros asked
     zeros=$(status_of '.metadata.zero_bytes // empty')
-    asked=$(status_of '.requests.read_bytes // .cache.read_bytes // empty')
+    asked=$(status_of '.metadata.guided_bytes // empty')
     if [[ -z $zeros || -z $asked ]]; then
         note first "zero map: this build tells no share"
     else
-        detail first "of the bytes read, answered by the zero map (%)" "$(calc "100 * $zeros / $asked")"
+        detail first "of the bytes read of files with metadata, answered by the zero map (%)" "$(calc "100 * $zeros / $asked")"
     fi
 }
 
