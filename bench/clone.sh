@@ -291,7 +291,7 @@ boot_clone() {
 row_boot() {
     row boot "boot with an empty cache, on demand" s "with a recorded working set" ">=3"
     has profile || { skip boot "this build has no gridvfs profile"; return; }
-    local round demand name
+    local round demand
     for ((round = 1; round <= rounds; round++)); do
         rm -rf "$disk/cache"
         forget
@@ -301,10 +301,9 @@ row_boot() {
         unmount
         rm -rf "$disk/cache"
         mount_golden
-        name=$(status_of .name)
-        "$gridvfs" profile start "$name" >"$work/words.profile" 2>&1 || die "$(tail -n 1 "$work/words.profile")"
+        "$gridvfs" profile start "$mnt" >"$work/words.profile" 2>&1 || die "$(tail -n 1 "$work/words.profile")"
         boot_clone
-        "$gridvfs" profile stop "$name" >"$work/words.profile" 2>&1 || die "$(tail -n 1 "$work/words.profile")"
+        "$gridvfs" profile stop "$mnt" >"$work/words.profile" 2>&1 || die "$(tail -n 1 "$work/words.profile")"
         unmount
         rm -rf "$disk/cache"
         forget
