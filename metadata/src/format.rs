@@ -34,7 +34,7 @@ use gridvfs_vfs::Time;
 pub const BLOCK_BYTES_MIN: u32 = 4096;
 /// The largest, in bytes: what one READ call asks for at most.
 pub const BLOCK_BYTES_MAX: u32 = 1 << 20;
-/// The block that is chosen unless asked otherwise, in bytes; docs/decisions/0013-metadata-files.md
+/// The block that is chosen unless asked otherwise, in bytes; docs/decisions/0017-metadata-files.md
 /// says why.
 pub const BLOCK_BYTES_DEFAULT: u32 = 8192;
 /// Blocks of a file that has a zero map or hashes: the bitmap in memory takes 2 MiB at most.

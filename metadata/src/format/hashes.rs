@@ -6,7 +6,7 @@ use super::varint::Reader;
 use super::{BLOCK_BYTES_MAX, FormatError, ZeroMap, blocks_of};
 
 /// Bytes of a BLAKE3 hash. Not shortened: data is taken from other files by it (see
-/// docs/decisions/0013-metadata-files.md).
+/// docs/decisions/0017-metadata-files.md).
 pub const HASH_BYTES: usize = 32;
 
 /// Which blocks have a hash in the part, by its first byte.
