@@ -187,7 +187,7 @@ fn unsent_data_waits_for_the_next_mount() {
     assert_eq!(std::fs::read(&file).expect("made at once"), b"");
     let output = run(&mut verb(&rig, &["umount", "--preserve", "@"]));
     says(&text(&output), &["4 B unsent (1 file), kept for the next mount in"]);
-    says(&text(&run(&mut verb(&rig, &["cache", "list"]))), &["4 B not sent", "export"]);
+    says(&text(&run(&mut verb(&rig, &["cache", "list"]))), &["4 B in 1 file not sent", "export"]);
     let listed = caches(&rig);
     assert_eq!(number(&listed[0], "unsent_bytes"), 4, "{listed}");
 

@@ -60,9 +60,11 @@ fn zeros_stay_here_and_the_rest_comes_whole() {
         assert!(zeros > 16 << 20, "{way:?}: {zeros} bytes of zeros");
         if way != Way::Local {
             let received = counter(&status, "link", "received_bytes");
+            // Compressed from our own directory; at most the data itself from an NFS server, which
+            // our proxy leaves to READs when it is told other attributes each time.
             let most = match way {
-                Way::Ssh | Way::Forward => 6 << 20,
-                _ => 16 << 20,
+                Way::Ssh => 6 << 20,
+                _ => 9 << 20,
             };
             assert!(received < most, "{way:?}: {received} bytes came");
         }
