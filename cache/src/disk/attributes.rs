@@ -214,6 +214,7 @@ impl Core {
         }
         if let Some(node) = self.known(file).filter(|node| node.is_local())
             && !self.treatment(&node).is_lazy()
+            && !self.keeps(&node)
         {
             // Only the server knows the times that its WRITEs leave. An error of theirs is not
             // this caller's.

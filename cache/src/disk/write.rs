@@ -449,7 +449,7 @@ impl Core {
 
     /// Says whether all that is unsent of a file is of an earlier session, and stays: who closes the
     /// file has not written it, and does not wait for it.
-    fn keeps(&self, node: &Node) -> bool {
+    pub fn keeps(&self, node: &Node) -> bool {
         self.is_held() && node.state.lock().newest <= self.found_seq
     }
 
