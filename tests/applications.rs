@@ -40,7 +40,7 @@ fn git_clones_and_a_project_builds() {
 
 #[test]
 fn tar_round_trip() {
-    for case in policies::ALL {
+    for case in policies::AT_ONCE {
         let way = case.way;
         let Some(mut rig) = Rig::mounted_under("tar_round_trip", case) else { continue };
         // NFS-Ganesha's VFS says that it has set a link's times, and has not.
@@ -53,23 +53,10 @@ fn tar_round_trip() {
              done
              ln -s ../nowhere link; ln d1/f1 hard; mkfifo fifo; chmod 4711 d2/f2; chmod 0444 d3/f3
              chmod 0500 d4; touch -h -d '1999-12-31 23:59:59.5' link
-             printf 'x' > $'name \\xff\\n with bytes'"
-        ));
-        // Sending a file changes its ctime where others may see it (docs/semantics.md), of which tar
-        // warns.
-        let sent = || {
-            if case.policy == policies::Policy::BackShared {
-                rig.write_back();
-            }
-        };
-        sent();
-        rig.shell(&format!(
-            "tar --sort=name {but} -cf one.tar in && mkdir out && tar -xpf one.tar -C out
-             tar -df one.tar && cd out && tar -df ../one.tar"
-        ));
-        sent();
-        rig.shell(&format!(
-            "cd out && tar --sort=name {but} -cf ../two.tar in && cd .. && cmp one.tar two.tar"
+             printf 'x' > $'name \\xff\\n with bytes'
+             cd .. && tar --sort=name {but} -cf one.tar in && mkdir out && tar -xpf one.tar -C out
+             tar -df one.tar && cd out && tar -df ../one.tar
+             tar --sort=name {but} -cf ../two.tar in && cd .. && cmp one.tar two.tar"
         ));
         rig.umount();
         // The server's own copy is the same, to the nanosecond.
