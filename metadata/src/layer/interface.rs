@@ -239,6 +239,10 @@ impl Vfs for MetaLayer {
         self.core.below.allocate(caller, file, offset, length, how).await
     }
 
+    async fn sync_names(&self) -> Result<()> {
+        self.core.below.sync_names().await
+    }
+
     async fn flush(&self, caller: &Caller, file: &FileHandle) -> Result<()> {
         self.core.below.flush(caller, file).await
     }
