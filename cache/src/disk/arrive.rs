@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use gridvfs_vfs::{Attr, Caller, FileHandle, ReadData, Result, Vfs};
+use gridvfs_vfs::{Attr, FileHandle};
 
 use super::node::Node;
 use super::{Core, DiskCache};
@@ -133,30 +133,10 @@ impl DiskCache {
         Some(Expected { core: self.core.clone(), node, key, number, asked })
     }
 
-    /// Reads from below the cache, without a trace in it.
-    ///
-    /// # Errors
-    /// Those of the layer below.
-    pub async fn read_below(
-        &self,
-        caller: &Caller,
-        file: &FileHandle,
-        offset: u64,
-        count: u32,
-    ) -> Result<ReadData> {
-        self.core.client.read(caller, file, offset, count).await
-    }
-
     /// Returns the directory and the name that a file was last seen under.
     pub fn place_of(&self, file: &FileHandle) -> Option<(FileHandle, Bytes)> {
         let listed = || self.core.places.lock().peek(file).cloned();
         self.core.index.name_of(file).or_else(listed)
-    }
-
-    /// Says that what a file is said to hold is not what it holds: it is asked for again.
-    pub fn distrust(&self, file: &FileHandle) {
-        self.core.index.update(file, |known| known.attr = None);
-        self.core.buffer.invalidate(file);
     }
 }
 
