@@ -20,6 +20,11 @@
 //!
 //! Every run writes to segments of its own; old ones are never changed, only deleted.
 //!
+//! A sync of a file that grows costs the file system a commit of its own journal. So the room of a
+//! segment to come is filled with zeros while nothing is appended ([`Journal::make_room`]), and
+//! records overwrite these; what comes behind the last record of a segment is zero. A segment whose
+//! data is released is zeroed and used again, under its new number, instead of being deleted.
+//!
 //! # Why deletion loses nothing, and brings nothing back
 //!
 //! Data is *dead* when a later record says so: a Sent, Cut or Removed, or a Write over it in the
@@ -49,7 +54,7 @@
 //! # Limits
 //!
 //! The log grows as long as data is appended and not released: its owner holds writers up by
-//! [`Journal::used_bytes`]. Each segment costs an open file. The directory is locked (flock)
+//! [`Journal::used_bytes`]; beside that, one segment's room is kept. Each segment costs an open file. The directory is locked (flock)
 //! against a second process.
 
 mod append;
@@ -60,6 +65,7 @@ mod read;
 mod reclaim;
 mod record;
 mod replay;
+mod room;
 mod scan;
 mod segment;
 mod sync;
@@ -85,6 +91,7 @@ pub(crate) use replay::cut_suspects;
 pub use replay::{FileState, NameEvent, Rebuild, RecoveredFile};
 
 use append::Tail;
+use room::Room;
 use segment::Segment;
 use sync::SyncState;
 
@@ -196,6 +203,7 @@ pub struct Journal {
     /// Bytes appended since the disk was last told to begin writing.
     unbegun: AtomicU64,
     reclaiming: Mutex<()>,
+    room: Mutex<Room>,
     counters: JournalCounters,
     /// The next append fails after this many bytes.
     #[cfg(test)]

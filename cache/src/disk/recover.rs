@@ -13,6 +13,7 @@ use super::Core;
 use super::doubt::sample;
 use super::names::path_text;
 use super::node::{ConflictKind, Node, Times};
+use super::options::Policy;
 use crate::FileKey;
 use crate::counters::add;
 use crate::index::Index;
@@ -78,6 +79,7 @@ impl Core {
                 state.newest = dirty.newest_seq();
                 state.dirty = dirty;
                 state.mtime = written.unwrap_or_default();
+                state.ctime = state.mtime;
                 state.times = Times { atime: said.atime, mtime: said.mtime };
                 if touched && said.mtime.is_some() {
                     // Without unsent data, the time of the last write is all that is left to be set.
@@ -223,7 +225,9 @@ pub(crate) async fn keep_house(core: Weak<Core>) {
     loop {
         {
             let Some(core) = core.upgrade() else { return };
-            let _ = tokio::time::timeout(PAUSE, core.reclaim.notified()).await;
+            if pauses > 0 {
+                let _ = tokio::time::timeout(PAUSE, core.reclaim.notified()).await;
+            }
         }
         let Some(core) = core.upgrade() else { return };
         pauses += 1;
@@ -233,6 +237,11 @@ pub(crate) async fn keep_house(core: Weak<Core>) {
                 log::warn!("the journal: {error}");
             }
             core.room.notify_waiters();
+            if core.settings.read().policy == Policy::WriteBack
+                && let Err(error) = core.journal.make_room()
+            {
+                log::debug!("no room is made for the journal: {error}");
+            }
             if sync {
                 core.store.fit();
                 core.sync_store();

@@ -116,12 +116,21 @@ impl Journal {
         }
         let number = tail.next_number;
         let path = segment::path_of(&self.dir_path, number);
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
         let header =
             SegmentHeader { number, log_id: self.log_id, run: self.run, first_seq: tail.next_seq };
         let bytes = header.encode();
-        if let Err(error) = segment::write_all(&file, &mut [IoSlice::new(&bytes)], 0) {
+        let ready = self.room.lock().take(&path, &bytes);
+        let (file, written) = match ready {
+            Some(file) => (file, Ok(())),
+            None => {
+                let mut options = OpenOptions::new();
+                let options = options.read(true).write(true).create_new(true).mode(0o600);
+                let file = options.open(&path)?;
+                let written = segment::write_all(&file, &mut [IoSlice::new(&bytes)], 0);
+                (file, written)
+            }
+        };
+        if let Err(error) = written {
             // Should it stay, it is an empty segment, and its number is not used again.
             if std::fs::remove_file(&path).is_err() {
                 tail.next_number += 1;

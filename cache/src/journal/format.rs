@@ -9,9 +9,10 @@ use super::names;
 use super::record::{Base, Record, WriteHeader};
 
 /// The version of the format that this program writes.
-pub const VERSION: u32 = 2;
-/// The version before: it lacks the records about names. It is read, too.
-const VERSION_BEFORE: u32 = 1;
+pub const VERSION: u32 = 3;
+/// Earlier versions that are read, too: 1 lacks the records about names, and in both a segment ends
+/// with its last record.
+const VERSIONS_BEFORE: [u32; 2] = [1, 2];
 /// The bytes at the begin of a segment that say what it is.
 pub const SEGMENT_HEADER_BYTES: usize = 64;
 /// The bytes of a record's header.
@@ -92,12 +93,14 @@ impl SegmentHeader {
             return SegmentKind::Damaged;
         }
         match u32_at(bytes, 8) {
-            VERSION | VERSION_BEFORE => SegmentKind::Good(SegmentHeader {
-                number: u32_at(bytes, 12),
-                log_id: u64_at(bytes, 16),
-                run: u64_at(bytes, 24),
-                first_seq: u64_at(bytes, 32),
-            }),
+            version if version == VERSION || VERSIONS_BEFORE.contains(&version) => {
+                SegmentKind::Good(SegmentHeader {
+                    number: u32_at(bytes, 12),
+                    log_id: u64_at(bytes, 16),
+                    run: u64_at(bytes, 24),
+                    first_seq: u64_at(bytes, 32),
+                })
+            }
             other => SegmentKind::Version(other),
         }
     }

@@ -13,8 +13,11 @@ use nix::fcntl::{Flock, FlockArg};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::append::Tail;
-use super::format::{self, HEADER_BYTES, Header, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
+use super::format::{
+    self, ALIGN, HEADER_BYTES, Header, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind,
+};
 use super::record::Place;
+use super::room::Room;
 use super::scan::{self, Identity, Item};
 use super::segment::{self, Segment};
 use super::sync::SyncState;
@@ -48,6 +51,7 @@ impl Journal {
             }
         }
         let lock = lock(dir)?;
+        let room = Room::find(dir, options.segment_bytes);
         let mut found = find_segments(dir)?;
         let log_id = identify(&found).map_err(at(dir))?.unwrap_or_else(random_number);
         let mut run = 0;
@@ -105,6 +109,7 @@ impl Journal {
             durable: AtomicU64::new(0),
             failed: AtomicBool::new(false),
             reclaiming: Mutex::new(()),
+            room: Mutex::new(room),
             counters: JournalCounters::default(),
             #[cfg(test)]
             fail_after: Mutex::new(None),
@@ -233,7 +238,14 @@ impl Reader<'_> {
             }
         }
         let identity = Identity { segment: segment.number, log_id: Some(self.log_id) };
+        let mut end = segment.bytes.load(Ordering::Relaxed).min(SEGMENT_HEADER_BYTES as u64);
         scan::walk(&segment.file, identity, &mut |found| {
+            end = match &found {
+                Item::Record { header, .. } => {
+                    u64::from(header.at) + header.record_bytes().next_multiple_of(ALIGN) as u64
+                }
+                Item::Bad { at, bytes, .. } => at + bytes,
+            };
             match found {
                 Item::Record { header, body } => self.record(segment, &header, body, durable)?,
                 Item::Bad { at, bytes, header: Some(header) } => {
@@ -243,7 +255,9 @@ impl Reader<'_> {
                 Item::Bad { at, bytes, header: None } => self.gaps.push(damage(at, bytes)),
             }
             Ok(true)
-        })
+        })?;
+        segment.bytes.store(end, Ordering::Relaxed);
+        Ok(())
     }
 
     fn record(

@@ -18,7 +18,7 @@ use crate::crash::{self, Point};
 pub struct SegmentInfo {
     /// Its number.
     pub number: u32,
-    /// The file's length.
+    /// Up to where there are records.
     pub bytes: u64,
     /// Payload bytes in it that have not been released.
     pub live: u64,
@@ -123,9 +123,12 @@ impl Journal {
         let mut freed = 0;
         for segment in &unneeded {
             crash::point(Point::JOURNAL_BEFORE_DELETE);
-            match std::fs::remove_file(&segment.path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+            let kept = self.room.lock().keep(segment, self.options.segment_bytes)?;
+            if !kept {
+                match std::fs::remove_file(&segment.path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
             }
             crash::point(Point::JOURNAL_AFTER_DELETE);
             self.segments.write().remove(&segment.number);

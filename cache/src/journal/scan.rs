@@ -11,8 +11,8 @@ use super::format::{self, ALIGN, HEADER_BYTES, Header, PIECE_BYTES, SEGMENT_HEAD
 pub enum Item<'a> {
     /// A record whose header and table (or body) are right. The payload is not looked at.
     Record { header: Header, body: &'a [u8] },
-    /// Bytes that are no record, up to the next one or to the end. With a header, the header is
-    /// right and the rest of the record is not.
+    /// Bytes that are no record, up to the next one or to the zeros at the end, which are room for
+    /// records. With a header, the header is right and the rest of the record is not.
     Bad { at: u64, bytes: u64, header: Option<Header> },
 }
 
@@ -37,10 +37,15 @@ pub fn walk(
     let end = file.metadata()?.len();
     let mut at = SEGMENT_HEADER_BYTES as u64;
     let mut bad_from = None;
+    let mut nonzero_end = at;
     while at < end {
         let Some(header) = header_at(&mut window, identity, at)? else {
             bad_from.get_or_insert(at);
-            at += ALIGN as u64;
+            let zeros = window.zeros(at)? / ALIGN as u64 * ALIGN as u64;
+            if zeros == 0 {
+                nonzero_end = (at + ALIGN as u64).min(end);
+            }
+            at += zeros.max(ALIGN as u64);
             continue;
         };
         if let Some(from) = bad_from.take()
@@ -62,8 +67,8 @@ pub fn walk(
         }
         at += record_bytes.next_multiple_of(ALIGN as u64);
     }
-    if let Some(from) = bad_from {
-        f(Item::Bad { at: from, bytes: end - from, header: None })?;
+    if let Some(from) = bad_from.filter(|from| *from < nonzero_end) {
+        f(Item::Bad { at: from, bytes: nonzero_end - from, header: None })?;
     }
     Ok(())
 }
@@ -107,6 +112,16 @@ struct Window<'a> {
 }
 
 impl Window<'_> {
+    /// Returns how many zero bytes there are from `at` on, as far as the window goes.
+    fn zeros(&mut self, at: u64) -> io::Result<u64> {
+        let held = self.start..self.start + self.filled as u64;
+        if !held.contains(&at) && self.get(at, 1)?.is_none() {
+            return Ok(0);
+        }
+        let bytes = &self.buffer[(at - self.start) as usize..self.filled];
+        Ok(bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len()) as u64)
+    }
+
     /// Returns `count` bytes (less than the window) from `at`; `None` if the file ends before.
     fn get(&mut self, at: u64, count: usize) -> io::Result<Option<&[u8]>> {
         let held = self.start..self.start + self.filled as u64;

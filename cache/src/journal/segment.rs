@@ -13,7 +13,7 @@ pub struct Segment {
     pub number: u32,
     pub path: PathBuf,
     pub file: File,
-    /// The file's length.
+    /// Up to where there are records. What is behind is zero.
     pub bytes: AtomicU64,
     /// Payload bytes that have not been released.
     pub live: AtomicU64,

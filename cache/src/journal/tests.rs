@@ -89,6 +89,53 @@ fn writing_ahead_follows_the_segments_and_is_no_sync() {
 }
 
 #[test]
+fn room_is_used_and_used_again() {
+    let dir = tempdir();
+    let (journal, _, _) = reopen(dir.path(), small());
+    let names = || {
+        let entries = std::fs::read_dir(dir.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let inode = |name: &str| {
+        std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(dir.path().join(name)).unwrap())
+    };
+    journal.make_room().unwrap();
+    let room = inode("ready.room");
+    for number in 1..=3 {
+        let (seq, place) = journal.append_write(&write(1, 0, 0), &[number; 3000]).unwrap();
+        let segment = format!("{number:08}.log");
+        assert_eq!(names(), [segment.as_str()]);
+        assert_eq!(inode(&segment), room);
+        let mut out = [0; 3000];
+        journal.read(&place, 0, &mut out).unwrap();
+        assert_eq!(out, [number; 3000]);
+        let (handle, end) = (handle(1), u64::MAX);
+        let sent = Record::Sent { handle, up_to_seq: seq, start: 0, end, base: None };
+        journal.append(&sent).unwrap();
+        journal.release(&place, 3000);
+        journal.reclaim_all(&mut |_| Ok(())).unwrap();
+        assert_eq!(names(), ["spent.room"]);
+        journal.make_room().unwrap();
+        assert_eq!(names(), ["ready.room"]);
+        let bytes = std::fs::read(dir.path().join("ready.room")).unwrap();
+        assert!(bytes.len() == 8192 && bytes.iter().all(|byte| *byte == 0));
+    }
+    // The next process takes it, unless it has been a segment.
+    drop(journal);
+    let (journal, _, _) = reopen(dir.path(), small());
+    journal.append(&Record::Barrier { handle: handle(1) }).unwrap();
+    assert_eq!((names(), inode("00000001.log")), (vec!["00000001.log".into()], room));
+    drop(journal);
+    std::fs::copy(dir.path().join("00000001.log"), dir.path().join("ready.room")).unwrap();
+    let (journal, _, damages) = reopen(dir.path(), small());
+    assert_eq!(damages, []);
+    journal.append(&Record::Barrier { handle: handle(1) }).unwrap();
+    assert_eq!(std::fs::metadata(dir.path().join("00000002.log")).unwrap().len(), 64 + 160);
+}
+
+#[test]
 fn a_failed_append_leaves_nothing_and_harms_nothing() {
     let dir = tempdir();
     let (journal, _, _) = reopen(dir.path(), small());

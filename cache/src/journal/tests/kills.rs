@@ -19,6 +19,7 @@ fn child() {
     let (journal, _, _) = reopen(dir.as_ref(), options);
     crash::arm(name, countdown.parse().unwrap()).unwrap();
     for i in 0..20u8 {
+        journal.make_room().unwrap();
         let header = write(1, u64::from(i) * 1000, 0);
         let (seq, place) = journal.append_write(&header, &[i; 1000]).unwrap();
         println!("acknowledged {i}");
@@ -60,7 +61,9 @@ fn child() {
 fn journal_place(dir: &std::path::Path, number: u8) -> Place {
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
-        let segment = segment::number_of(path.file_name().unwrap().to_str().unwrap()).unwrap();
+        let Some(segment) = segment::number_of(path.file_name().unwrap().to_str().unwrap()) else {
+            continue;
+        };
         let file = std::fs::File::open(&path).unwrap();
         let mut found = None;
         scan::walk(&file, scan::Identity { segment, log_id: None }, &mut |item| {

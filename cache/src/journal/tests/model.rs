@@ -1,5 +1,7 @@
 //! Random work, kills and power losses: what was synced is there, what was dropped stays away.
 
+use std::os::unix::fs::FileExt;
+
 use proptest::prelude::*;
 
 use super::owner::{FILES, Owner, SPACE};
@@ -16,6 +18,7 @@ enum Op {
     Remove(u8),
     CarryForward,
     Reclaim,
+    MakeRoom,
     Kill(Trouble),
     PowerLoss(u64, Trouble),
 }
@@ -58,6 +61,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => file().prop_map(Op::Remove),
         3 => Just(Op::CarryForward),
         4 => Just(Op::Reclaim),
+        4 => Just(Op::MakeRoom),
         2 => trouble().prop_map(Op::Kill),
         3 => (any::<u64>(), trouble()).prop_map(|(seed, trouble)| Op::PowerLoss(seed, trouble)),
     ]
@@ -72,11 +76,10 @@ fn begin(owner: &mut Owner, trouble: Trouble) {
                 return;
             };
             let path = segment::path_of(&owner.dir, last.number);
-            let mut image = std::fs::read(&path).unwrap();
-            let end = image.len();
-            let half = image[64.min(end)..(64 + bytes).min(end)].to_vec();
-            image.extend(half);
-            std::fs::write(&path, image).unwrap();
+            let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+            let mut half = vec![0; bytes.min(last.bytes as usize - 64)];
+            file.read_exact_at(&mut half, 64).unwrap();
+            file.write_all_at(&half, last.bytes).unwrap();
         }
         Trouble::Sending(file) => owner.send(file, 0, u64::MAX, true),
         Trouble::Cutting(file, size, done) => owner.cut(file, size, Some(done)),
@@ -96,6 +99,7 @@ fn step(owner: &mut Owner, op: Op, value: u8) {
         Op::Remove(file) => owner.remove(file, None),
         Op::CarryForward => owner.carry_forward(),
         Op::Reclaim => owner.reclaim(0),
+        Op::MakeRoom => owner.make_room(),
         Op::Kill(trouble) => {
             begin(owner, trouble);
             owner.restart(!matches!(trouble, Trouble::Cutting(..) | Trouble::Removing(..)));

@@ -239,6 +239,10 @@ impl Owner {
     }
 
     /// Reclaims; the last `undone` of the deletions have not happened when the power fails.
+    pub fn make_room(&mut self) {
+        self.journal.as_ref().unwrap().make_room().unwrap();
+    }
+
     pub fn reclaim(&mut self, undone: usize) {
         let before = images(&self.dir);
         let (journal, files) = (self.journal(), &self.files);
@@ -303,8 +307,14 @@ impl Owner {
     pub fn check(&self) {
         let dirty: u64 = self.files.iter().map(|held| held.dirty.bytes()).sum();
         assert_eq!(self.journal().live_bytes(), dirty);
-        let disk: u64 = images(&self.dir).values().map(|bytes| bytes.len() as u64).sum();
-        assert_eq!(self.journal().used_bytes(), disk);
+        let segments = self.journal().segments();
+        assert_eq!(self.journal().used_bytes(), segments.iter().map(|segment| segment.bytes).sum());
+        for segment in segments {
+            let image = std::fs::read(segment::path_of(&self.dir, segment.number)).unwrap();
+            let behind = image.get(segment.bytes as usize..).expect("records end in the file");
+            assert!(behind.is_empty() || image.len() as u64 == self.options.segment_bytes);
+            assert!(behind.iter().all(|byte| *byte == 0));
+        }
         for file in 0..FILES {
             if !self.files[usize::from(file)].state.is_pending() {
                 assert!(self.view(file) == self.files[usize::from(file)].local, "file {file}");
@@ -359,24 +369,37 @@ impl Owner {
     pub fn power_loss(&mut self, keep: &mut dyn FnMut(Option<usize>) -> bool) {
         self.journal = None;
         for (path, now) in images(&self.dir) {
-            let safe = self.durable.get(&path);
-            if safe.is_none() && !keep(None) {
-                std::fs::remove_file(&path).unwrap();
+            if path.extension().is_some_and(|extension| extension == "room") {
                 continue;
             }
-            let safe = safe.map_or(&[][..], |bytes| bytes);
-            assert!(now.starts_with(safe), "{} was changed", path.display());
-            let mut left = safe.to_vec();
+            let (safe, mut to) = (self.durable.get(&path), path.clone());
+            let is_room = now.len() as u64 == self.options.segment_bytes;
+            if safe.is_none() && !keep(None) {
+                std::fs::remove_file(&path).unwrap();
+                if !is_room {
+                    continue;
+                }
+                // It is what it was before it got its name.
+                to = self.dir.join("ready.room");
+            }
+            let mut left = match safe {
+                Some(bytes) => bytes.clone(),
+                None if is_room => now[..64].to_vec(),
+                None => Vec::new(),
+            };
+            let records = left.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+            assert!(now.starts_with(&left[..records]), "{} was changed", path.display());
+            if is_room {
+                left.resize(now.len(), 0);
+            }
             for (sector, bytes) in now.chunks(512).enumerate() {
-                let start = sector * 512;
-                if start + bytes.len() > safe.len() && keep(Some(sector)) {
-                    left.resize(left.len().max(start), 0);
-                    left.truncate(left.len().max(safe.len()));
-                    let from = left.len().max(start);
-                    left.extend_from_slice(&bytes[from - start..]);
+                let range = sector * 512..sector * 512 + bytes.len();
+                if left.get(range.clone()) != Some(bytes) && keep(Some(sector)) {
+                    left.resize(left.len().max(range.end), 0);
+                    left[range].copy_from_slice(bytes);
                 }
             }
-            std::fs::write(&path, left).unwrap();
+            std::fs::write(&to, left).unwrap();
         }
         self.restart(false);
     }
