@@ -13,7 +13,7 @@ fn system_calls_answer_as_the_kernel_does() {
     if !installed("python3") {
         return skipped("system_calls_answer_as_the_kernel_does", "needs python3");
     }
-    for case in policies::AT_ONCE {
+    for case in policies::ALL {
         let (test, way) = ("system_calls_answer_as_the_kernel_does", case.way);
         let mut options = case.options();
         options.extend(common::is_root().then(|| "allow_other".into()));
@@ -22,8 +22,7 @@ fn system_calls_answer_as_the_kernel_does() {
         let script = rig.folder.join("posix.py");
         std::fs::write(&script, CHECKS).expect("script");
         let own = if matches!(way, Way::Local | Way::Ssh) { "own" } else { "foreign" };
-        let gathered = if case.policy == Policy::BackDedicated { "gathered" } else { "" };
-        let command = format!("python3 {} {own} {gathered}", script.display());
+        let command = format!("python3 {} {own}", script.display());
         println!("{case:?}:\n{}", rig.shell(&command));
     }
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fuser::{BackingId, FileAttr, FileType, INodeNo};
-use gridvfs_vfs::{Attr, Caller, FileHandle, FileKind, Result, Status, Vfs};
+use gridvfs_vfs::{Attr, Caller, FileHandle, FileKind, Result, Status, Vfs, WccAttr};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -227,13 +227,24 @@ impl Core {
         self.removals.lock().get(dir).map(|removals| removals.done.subscribe())
     }
 
-    pub fn open_directory(&self, number: u64, caller: &Caller) -> Result<u64> {
-        let handle = self.dir(number)?;
-        let directory =
-            Directory::new(self.vfs.clone(), self.runtime.clone(), handle, caller.clone());
+    /// Opens a directory. Also returns whether the kernel may keep its listing, and if so, whether
+    /// the one that it has kept is still good.
+    pub async fn open_directory(
+        &self,
+        caller: &Caller,
+        number: u64,
+    ) -> Result<(u64, Option<bool>)> {
+        let inode = self.inode(number)?;
+        let mut kept = None;
+        if self.options.listing_cache {
+            let attr = self.vfs.getattr(caller, &inode.handle).await;
+            kept = attr.ok().map(|attr| inode.note_listed(WccAttr::from(&attr)));
+        }
+        let (vfs, runtime) = (self.vfs.clone(), self.runtime.clone());
+        let directory = Directory::new(vfs, runtime, inode.handle, caller.clone());
         let number = self.open_number();
         self.directories.lock().insert(number, Arc::new(directory));
-        Ok(number)
+        Ok((number, kept))
     }
 
     pub fn directory(&self, number: u64) -> Result<Arc<Directory>> {

@@ -24,11 +24,12 @@ use fuser::{
 use gridvfs_vfs::{Caller, Error, FileKind, Result, SeekWhence, SetAttr, SetTime, Status, Time};
 
 use crate::callers::Callers;
-use crate::core::{Core, Found, file_type};
+use crate::core::{Core, Found, Opened, file_type};
 use crate::counters::{Counters, Operation};
 use crate::entries::{absent, add_entry, visible};
 use crate::hand;
 use crate::inodes::Inode;
+use crate::locality;
 use crate::passthrough::{self, Way};
 use crate::pending::Pending;
 
@@ -66,6 +67,9 @@ impl Front {
         finish: impl FnOnce(Result<T>) + Send + 'static,
     ) {
         self.counters.count(operation);
+        if !matches!(operation, Operation::Read | Operation::Write) {
+            locality::arrived(request.pid(), 0);
+        }
         let _runtime = self.core.runtime.enter();
         let mut call = Box::pin(call);
         if let Poll::Ready(result) = call.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
@@ -137,6 +141,7 @@ impl Filesystem for Front {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         // Not asked for, on purpose: POSIX_LOCKS and FLOCK_LOCKS (the kernel keeps locks itself),
         // AUTO_INVAL_DATA (it would drop pages for our own writes).
+        let options = &self.core.options;
         for wanted in [
             InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_ASYNC_DIO,
@@ -145,14 +150,18 @@ impl Filesystem for Front {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_CACHE_SYMLINKS,
             // The server clears set-id bits as it writes for the caller; the kernel would do it by
-            // a SETATTR that the caller may not make.
-            InitFlags::FUSE_HANDLE_KILLPRIV,
+            // a SETATTR that the caller may not make. A kernel that gathers writes hands those over
+            // at once that clear them.
+            if options.writeback_cache {
+                InitFlags::FUSE_HANDLE_KILLPRIV_V2
+            } else {
+                InitFlags::FUSE_HANDLE_KILLPRIV
+            },
         ] {
             if config.add_capabilities(wanted).is_err() {
                 log::debug!("the kernel lacks {wanted:?}");
             }
         }
-        let options = &self.core.options;
         if options.writeback_cache {
             match config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE) {
                 Ok(()) => self.core.writes_back.store(true, Ordering::Relaxed),
@@ -376,7 +385,7 @@ impl Filesystem for Front {
                 Ok(opened) => {
                     let number = Fh(opened.number);
                     let way = finisher.choose_way(&opened, |file| reply.open_backing(file));
-                    let flags = open_flags(&way, opened.keep);
+                    let flags = open_flags(&way, &opened);
                     match way {
                         Way::Cached | Way::Direct => reply.opened(number, flags),
                         Way::Passthrough(id) | Way::Served(id) => {
@@ -400,6 +409,7 @@ impl Filesystem for Front {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        locality::arrived(request.pid(), size as usize);
         let find = || self.core.file(fh.0).ok();
         let mut reply = Some(reply);
         if size as usize <= hand::BUFFER_BYTES_MAX {
@@ -441,6 +451,7 @@ impl Filesystem for Front {
         reply: ReplyWrite,
     ) {
         let size = data.len() as u32;
+        locality::arrived(request.pid(), data.len());
         if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE)
             && self.core.writes_back.load(Ordering::Relaxed)
             && let Ok(inode) = self.core.inode(ino.0)
@@ -515,11 +526,19 @@ impl Filesystem for Front {
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.counters.count(Operation::Opendir);
-        match self.core.open_directory(ino.0, &self.caller(request)) {
-            Ok(number) => reply.opened(Fh(number), FopenFlags::empty()),
+        let (core, caller) = (self.core.clone(), self.caller(request));
+        let call = async move { core.open_directory(&caller, ino.0).await };
+        self.run(request, Operation::Opendir, call, |result| match result {
+            Ok((number, kept)) => {
+                let flags = match kept {
+                    None => FopenFlags::empty(),
+                    Some(false) => FopenFlags::FOPEN_CACHE_DIR,
+                    Some(true) => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+                };
+                reply.opened(Fh(number), flags);
+            }
             Err(error) => reply.error(errno(&error)),
-        }
+        });
     }
 
     fn readdir(
@@ -672,7 +691,7 @@ impl Filesystem for Front {
                 Ok((opened, attr)) => {
                     let (number, zero) = (Fh(opened.number), Generation(0));
                     let way = finisher.choose_way(&opened, |file| reply.open_backing(file));
-                    let flags = open_flags(&way, opened.keep);
+                    let flags = open_flags(&way, &opened);
                     match way {
                         Way::Cached | Way::Direct => {
                             reply.created(&life, &attr, zero, number, flags);
@@ -768,15 +787,17 @@ impl Front {
     }
 }
 
-fn open_flags(way: &Way<BackingId>, keep: bool) -> FopenFlags {
-    let keep = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
-    match way {
-        Way::Cached => keep,
-        Way::Direct => FopenFlags::FOPEN_DIRECT_IO,
+fn open_flags(way: &Way<BackingId>, opened: &Opened) -> FopenFlags {
+    let mut flags = match way {
+        Way::Cached if opened.keep => FopenFlags::FOPEN_KEEP_CACHE,
+        Way::Cached => FopenFlags::empty(),
+        Way::Direct | Way::Served(_) => FopenFlags::FOPEN_DIRECT_IO,
         // The kernel refuses any other flag here.
-        Way::Passthrough(_) => FopenFlags::empty(),
-        Way::Served(_) => FopenFlags::FOPEN_DIRECT_IO,
-    }
+        Way::Passthrough(_) => return FopenFlags::empty(),
+    };
+    // Whoever only reads has nothing to send at close.
+    flags.set(FopenFlags::FOPEN_NOFLUSH, !opened.file.writes());
+    flags
 }
 
 fn attr_reply(reply: ReplyAttr, life: Duration) -> impl FnOnce(Result<FileAttr>) + Send + 'static {

@@ -50,6 +50,8 @@ struct State {
     /// The attributes of the last open or question, when they came, and how many changes of ours
     /// had begun or ended when they were asked for.
     seen: Option<(Attr, Instant, u64)>,
+    /// What the directory was like when the kernel was last let keep a listing of it.
+    listed: Option<WccAttr>,
     /// Where the file is hidden, once its last name is gone.
     hidden: Option<Hidden>,
     /// Writes of ours under way or done since `known` was taken.
@@ -115,6 +117,12 @@ impl Inode {
     pub fn seen(&self, life: Duration, changes: u64) -> Option<Attr> {
         let (attr, at, then) = self.state.lock().seen?;
         (then == changes && at.elapsed() < life).then_some(attr)
+    }
+
+    /// Notes what the directory is like as it is opened. Returns whether a listing that the kernel
+    /// has kept since the last time is still good.
+    pub fn note_listed(&self, attr: WccAttr) -> bool {
+        self.state.lock().listed.replace(attr) == Some(attr)
     }
 
     /// Notes what a change of our own made of the file.

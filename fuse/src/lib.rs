@@ -12,6 +12,7 @@ mod entries;
 mod front;
 mod hand;
 mod inodes;
+mod locality;
 mod mount;
 mod options;
 mod passthrough;

@@ -27,6 +27,10 @@ pub struct SessionOptions {
     /// are many. It then believes nobody but itself about the size and times of a regular file that
     /// it knows, so this is for sessions whose files nobody else changes.
     pub writeback_cache: bool,
+    /// The kernel keeps listings of directories for as long as their attributes stay the same. For
+    /// sessions that have these at hand: where names are believed for a second only, a new listing
+    /// tells them all at once.
+    pub listing_cache: bool,
     /// The kernel reads whole local files by itself, where it can and this process may ask for it.
     pub passthrough: bool,
     /// The largest write that the kernel sends, in bytes: what its default limit of 256 pages
@@ -47,6 +51,7 @@ impl Default for SessionOptions {
             default_permissions: false,
             read_only: false,
             writeback_cache: false,
+            listing_cache: false,
             passthrough: true,
             write_bytes_max: 1 << 20,
             background_max: 128,

@@ -105,19 +105,6 @@ pub const ALL: [Case; 11] = [
     case(Way::Local, Policy::BackHandedOver),
 ];
 
-/// Of these, where the server has everything when a call returns. In write-back a file's ctime changes
-/// when its data is sent, and a time that is set meanwhile may be overtaken (docs/semantics.md).
-pub const AT_ONCE: [Case; 8] = [
-    case(Way::Local, Policy::Default),
-    case(Way::Ssh, Policy::Default),
-    case(Way::Forward, Policy::Default),
-    case(Way::NoProxy, Policy::Default),
-    case(Way::Nfs, Policy::Default),
-    case(Way::Local, Policy::ThroughShared),
-    case(Way::Ssh, Policy::Off),
-    case(Way::Local, Policy::ThroughDedicated),
-];
-
 /// Every way once, each under another policy.
 pub const ROTATED: [Case; 5] = [
     case(Way::Local, Policy::BackHandedOver),

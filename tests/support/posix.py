@@ -1,7 +1,6 @@
 """POSIX behaviour of the current directory, which is on the file system under test.
 
-Argument: `own` where the server is ours (it has fallocate, SEEK_HOLE), else `foreign`; then
-`gathered` where the kernel gathers writes, which leaves set-id bits (docs/semantics.md).
+Argument: `own` where the server is ours (it has fallocate, SEEK_HOLE), else `foreign`.
 Prints what it has checked; the first thing that is not as it should be is an exception.
 """
 
@@ -14,8 +13,6 @@ import sys
 import time
 
 own = sys.argv[1] == "own"
-# The kernel gathers writes, and sends them as the file's opener at best.
-gathered = "gathered" in sys.argv[2:]
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -222,7 +219,7 @@ def check_as_another_user():
             with open("setuid", "r+b") as file:
                 file.write(b"y")
             kept = os.stat("setuid").st_mode & 0o6000
-            assert gathered or kept == 0, "set-id bits survive a write"
+            assert kept == 0, "set-id bits survive a write"
         except BaseException as error:
             print(repr(error), file=sys.stderr)
             os._exit(1)

@@ -87,6 +87,7 @@ impl Core {
         };
         let lazy = self.treatment(&node).is_lazy();
         let mut state = node.state.lock();
+        let shown = state.shown(&server);
         if state.changed_at > asked {
             // The answer is older than what our own change has left.
             if let Some(newer) = self.index.node(handle).and_then(|known| known.attr) {
@@ -104,14 +105,14 @@ impl Core {
             let same = state.base.is_some_and(|base| same_data(&base, &signature));
             if unsent && !same && self.was_cut(&node, &mut state, &signature).unwrap_or(false) {
                 // Before anybody learns how large the file is, and writes to it.
-                self.index.update(handle, |known| self.note_attr(known, &server));
+                self.index.update(handle, |known| self.note_attr(known, &shown));
                 node.size_at_least(&state, server.size, asked);
                 return state.overlay(attr, node.size(), lazy);
             }
             if foreign && unsent && state.may_be_ours(&signature) {
                 // The driver finds out before it sends anything.
                 node.size_at_least(&state, server.size, asked);
-                self.index.update(handle, |known| self.note_attr(known, &server));
+                self.index.update(handle, |known| self.note_attr(known, &shown));
                 return state.overlay(attr, node.size(), lazy);
             }
             state.settled = true;
@@ -142,7 +143,7 @@ impl Core {
             known.base = base;
             // An answer from before a change of ours tells what is no more.
             if state.changed_at <= asked {
-                self.note_attr(known, &server);
+                self.note_attr(known, &shown);
             }
         });
         state.overlay(attr, node.size(), lazy);

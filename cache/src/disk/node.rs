@@ -108,7 +108,11 @@ pub(crate) struct State {
     pub changed_at: u64,
     /// When the file was last written, by this machine's clock.
     pub mtime: Time,
+    /// The time of change that programs have been told last of a file that was written.
+    pub ctime: Time,
     pub times: Times,
+    /// Unsent data will clear the file's set-id bits, as a write of anybody but root does.
+    pub clears_ids: bool,
     /// A time of change of the server's that our sending has left, and what programs have been told
     /// instead: it does not change before their eyes.
     pub told: Option<(Time, Time)>,
@@ -205,7 +209,9 @@ impl Node {
                 settled: true,
                 changed_at: 0,
                 mtime: Time::default(),
+                ctime: Time::default(),
                 times: Times::default(),
+                clears_ids: false,
                 told: None,
                 writer: None,
                 fetches: Vec::new(),
@@ -362,12 +368,16 @@ impl State {
         pieces
     }
 
+    /// Returns the server's attributes with the time of change that programs have been told.
+    pub fn shown(&self, attr: &Attr) -> Attr {
+        let told = self.told.filter(|(server, _)| *server == attr.ctime);
+        Attr { ctime: told.map_or(attr.ctime, |(_, told)| told), ..*attr }
+    }
+
     /// Puts what the server does not know yet over its attributes. In write-through (not `lazy`) it
     /// knows the times: data is sent before anybody asks.
     pub fn overlay(&self, attr: &mut Attr, size: Option<u64>, lazy: bool) {
-        if let Some((_, told)) = self.told.filter(|(server, _)| *server == attr.ctime) {
-            attr.ctime = told;
-        }
+        *attr = self.shown(attr);
         if self.dirty.is_empty() && self.settled && self.times == Times::default() {
             return;
         }
@@ -379,7 +389,10 @@ impl State {
             return;
         }
         attr.mtime = self.times.mtime.unwrap_or(self.mtime);
-        attr.ctime = self.mtime;
+        attr.ctime = self.ctime;
+        if self.clears_ids {
+            attr.mode = without_ids(attr.mode);
+        }
         if let Some(atime) = self.times.atime {
             attr.atime = atime;
         }
@@ -394,6 +407,13 @@ impl State {
             && self.settled
             && self.times == Times::default()
     }
+}
+
+/// The mode that a write leaves (`should_remove_suid` of the kernel): without execution by the group,
+/// set-group-ID has had another meaning.
+fn without_ids(mode: u32) -> u32 {
+    let group = if mode & 0o010 != 0 { libc::S_ISGID } else { 0 };
+    mode & !(libc::S_ISUID | group)
 }
 
 impl Treatment {

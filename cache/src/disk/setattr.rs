@@ -26,6 +26,10 @@ impl Core {
             return self.resize(caller, file, changes, guard).await;
         }
         if let Some(node) = self.known(file) {
+            if node.is_local() && changes.mode.is_some_and(sets_ids) && !self.keeps(&node) {
+                // The WRITEs would clear them again.
+                self.send(&node, false).await?;
+            }
             if self.treatment(&node).is_lazy() {
                 if guard.is_none()
                     && let Some(wcc) = self.hold_times(&node, changes)?
@@ -73,6 +77,9 @@ impl Core {
                     state.changed_at = self.tick();
                     self.changed(node, &mut state)?;
                 }
+                state.ctime = wcc.after.map_or_else(now, |after| after.ctime);
+                // What is unsent would clear them again.
+                state.clears_ids &= changes.mode.is_none();
                 let base = state.base;
                 self.note_own(file, wcc.after);
                 self.index.update(file, |known| known.base = base);
@@ -125,6 +132,7 @@ impl Core {
         state.times.atime = time(changes.atime).or(state.times.atime);
         state.times.mtime = time(changes.mtime).or(state.times.mtime);
         let (atime, mtime) = (state.times.atime, state.times.mtime);
+        state.ctime = now();
         self.log(&mut state, Record::Times { handle: node.handle, atime, mtime })?;
         state.overlay(&mut attr, node.size(), true);
         Ok(Some(Wcc { before: None, after: Some(attr) }))
@@ -180,6 +188,7 @@ impl Core {
         }
         if !state.dirty.is_empty() {
             state.mtime = now();
+            state.ctime = state.mtime;
             if let Some(base) = state.base {
                 self.log(&mut state, attributes::base_record(&node, &base))?;
             }
@@ -264,6 +273,11 @@ impl Core {
         }
         Ok(wcc)
     }
+}
+
+/// Says whether a mode has bits that a write clears.
+fn sets_ids(mode: u32) -> bool {
+    mode & (libc::S_ISUID | libc::S_ISGID) != 0
 }
 
 /// Says whether an error tells that nothing was done.

@@ -148,6 +148,7 @@ impl Core {
         // Data that was written meanwhile is over this very version.
         state.base = Some(WccAttr::from(&attr));
         state.settled = true;
+        state.clears_ids &= !state.dirty.is_empty();
         if !state.dirty.is_empty() {
             let base = WccAttr::from(&attr);
             self.note(&mut state, attributes::base_record(node, &base));
@@ -159,10 +160,9 @@ impl Core {
         node.set_size(Some(attr.size));
         // What programs have seen stays as they have seen it.
         let written = state.mtime != Time::default();
-        if lazy && written && self.settings.read().consistency.trusts() {
-            attr.ctime = state.mtime;
-        } else if lazy && written {
-            state.told = Some((attr.ctime, state.mtime));
+        if lazy && written {
+            state.told = Some((attr.ctime, state.ctime));
+            attr.ctime = state.ctime;
         }
         let (base, written) = (state.base, self.period());
         self.index.update(&node.handle, |known| {

@@ -218,7 +218,12 @@ impl Core {
         if at.elapsed() > CONFIRMED_FOR {
             return None;
         }
-        self.index.node(handle)?.attr
+        let mut attr = self.index.node(handle)?.attr?;
+        if let Some(node) = self.known(handle) {
+            let lazy = self.treatment(&node).is_lazy();
+            node.state.lock().overlay(&mut attr, node.size(), lazy);
+        }
+        Some(attr)
     }
 
     fn fetch_ahead(&self, caller: &Caller, wanted: Vec<(FileHandle, u64)>) {

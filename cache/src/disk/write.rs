@@ -234,7 +234,8 @@ impl Core {
         if written > 0 {
             size = size.max(at);
             node.set_size(Some(size));
-            state.mtime = time;
+            (state.mtime, state.ctime) = (time, time);
+            state.clears_ids |= caller.uid != 0;
             state.times.mtime = None;
             state.overtake(offset, at);
             let instant = Instant::now();

@@ -80,6 +80,7 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
         default_permissions: settings.default_permissions || settings.allow_other,
         read_only: settings.read_only,
         writeback_cache: kernel_writeback,
+        listing_cache: cache_settings.is_some_and(|settings| settings.consistency.trusts()),
         passthrough: settings.cache.passthrough,
         ..SessionOptions::default()
     };
