@@ -353,6 +353,59 @@ fn what_the_kernel_was_told_is_minded() {
 }
 
 #[test]
+fn a_dedicated_mount_keeps_listings_while_they_are_true() {
+    let test = "a_dedicated_mount_keeps_listings_while_they_are_true";
+    let own = "write_policy=write-back,consistency=dedicated,writeback_delay=600,writeback_age=600";
+    let Some(rig) = Rig::mounted_with(test, Way::Local, &[SMALL, own]) else { return };
+    let dir = rig.mountpoint.join("dir");
+    std::fs::create_dir(&dir).expect("mkdir");
+    let listed = || {
+        let names = std::fs::read_dir(&dir).expect("opendir");
+        let mut names: Vec<_> =
+            names.map(|entry| entry.expect("readdir").file_name().into_string()).collect();
+        names.sort();
+        names.into_iter().map(Result::unwrap).collect::<Vec<_>>().join(" ")
+    };
+    let asked = || {
+        let requests = &rig.status()["requests"];
+        number(requests, "readdir") + number(requests, "readdirplus")
+    };
+    for name in ["a", "b", "c"] {
+        std::fs::write(dir.join(name), name).expect("write");
+    }
+    assert_eq!(listed(), "a b c");
+    let before = asked();
+    (0..5).for_each(|_| assert_eq!(listed(), "a b c"));
+    assert_eq!(asked(), before, "the kernel asks again");
+    std::fs::write(dir.join("d"), "d").expect("write");
+    assert_eq!(listed(), "a b c d");
+    std::fs::remove_file(dir.join("a")).expect("unlink");
+    assert_eq!(listed(), "b c d");
+    std::fs::rename(dir.join("b"), dir.join("z")).expect("rename");
+    assert_eq!(listed(), "c d z");
+    // What others do is seen as soon as the session is told to look.
+    run(&mut verb(&rig, &["flush", "@"]));
+    std::fs::write(rig.export.join("dir/theirs"), "x").expect("write");
+    run(&mut verb(&rig, &["flush", "@"]));
+    assert_eq!(listed(), "c d theirs z");
+}
+
+#[test]
+fn names_are_as_durable_as_their_directory_was_synced() {
+    let test = "names_are_as_durable_as_their_directory_was_synced";
+    let own = "write_policy=write-back,consistency=dedicated,writeback_delay=600,writeback_age=600";
+    let Some(rig) = Rig::mounted_with(test, Way::Local, &[SMALL, own]) else { return };
+    // Only where all names are known can be decided here that one is new.
+    assert_eq!(std::fs::read_dir(&rig.mountpoint).expect("opendir").count(), 0);
+    std::fs::write(rig.mountpoint.join("f"), b"").expect("create");
+    assert!(!rig.export.join("f").exists(), "the name waits here");
+    let syncs = || number(&rig.status()["cache"], "journal_syncs");
+    let before = syncs();
+    std::fs::File::open(&rig.mountpoint).expect("open").sync_all().expect("fsync");
+    assert!(syncs() > before, "the journal was not synced");
+}
+
+#[test]
 fn signals_write_back_flush_and_reload() {
     let test = "signals_write_back_flush_and_reload";
     let Some(mut rig) = Rig::new(test, Way::Local) else { return };
