@@ -610,6 +610,22 @@ fn files_are_warmed_pinned_and_pruned() {
 }
 
 #[test]
+fn what_does_not_fit_into_the_cache_is_not_said_to_be_there() {
+    let test = "what_does_not_fit_into_the_cache_is_not_said_to_be_there";
+    let Some(rig) = Rig::mounted_with(test, Way::Local, &[SMALL]) else { return };
+    common::shell(&rig.export, "head -c 90000000 /dev/urandom > big");
+    let output = verb(&rig, &["cache", "warm", "@", "big", "--json"]).output().expect("runs");
+    let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(!output.status.success(), "{told}");
+    let used = number(&ask(&rig, &["cache", "status", "@"]), "used_bytes");
+    let held = number(&told, "bytes");
+    assert!(held > 30 << 20 && held <= used, "{held} of {used}");
+    assert_eq!(held + number(&told, "missing_bytes"), 90_000_000, "{told}");
+    let words = verb(&rig, &["cache", "warm", "@", "big"]).output().expect("runs");
+    says(&text(&words), &["in the cache: 1 file, ", "did not fit"]);
+}
+
+#[test]
 fn a_session_without_a_cache_says_so() {
     let test = "a_session_without_a_cache_says_so";
     let Some(rig) = Rig::mounted(test, Way::Local) else { return };

@@ -164,6 +164,40 @@ fn known_content_does_not_cross_the_link() {
 }
 
 #[test]
+fn a_file_is_warmed_without_its_zeros() {
+    let test = "a_file_is_warmed_without_its_zeros";
+    for (way, action) in [(Way::Ssh, "none"), (Way::Ssh, "zstd"), (Way::NoProxy, "zstd")] {
+        let Some(mut rig) = Rig::new(test, way) else { continue };
+        memory(&rig.export.join("memory"));
+        meta(&rig, &["build", "--zero", "--hash", "--action", action], "memory");
+        let mut command = rig.command(gridvfs());
+        let shown = run(command.args(["meta", "show", "--json"]).arg(rig.export.join("memory")));
+        let shown: Value = serde_json::from_slice(&shown.stdout).expect("JSON");
+        let zeros = shown["zero"]["zero_bytes"].as_u64().unwrap_or_else(|| panic!("{shown}"));
+        rig.mount();
+        let warm = |rig: &Rig, words: &[&str]| {
+            let mut command = rig.command(gridvfs());
+            let output = run(command.args(["cache", "warm"]).arg(&rig.mountpoint).args(words));
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        let told: Value = serde_json::from_str(&warm(&rig, &["/", "--json"])).expect("JSON");
+        let size = std::fs::metadata(rig.export.join("memory")).expect("there").len();
+        // The metadata file itself is not shown, and is no file that somebody warms.
+        assert_eq!((&told["files"], &told["failed"]), (&1.into(), &0.into()), "{told}");
+        assert_eq!(told["bytes"], size - zeros, "{way:?} {action}: {told}");
+        assert_eq!(told["zero_bytes"], zeros, "{told}");
+        assert!(warm(&rig, &["memory"]).contains("of zeros, which take no room"));
+        let received = counter(&rig.status(), "link", "received_bytes");
+        let most = if way == Way::Ssh { 6 << 20 } else { 9 << 20 };
+        assert!(received < most, "{way:?} {action}: {received} bytes came");
+        rig.shell(&format!("cmp memory {}/memory", rig.export.display()));
+        let more = counter(&rig.status(), "link", "received_bytes") - received;
+        assert!(more < 100_000, "{way:?} {action}: {more} bytes came after that");
+        rig.umount();
+    }
+}
+
+#[test]
 fn a_recorded_working_set_is_in_the_metadata() {
     let test = "a_recorded_working_set_is_in_the_metadata";
     let Some(mut rig) = Rig::new(test, Way::Ssh) else { return };

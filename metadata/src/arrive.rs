@@ -80,6 +80,8 @@ pub struct Arrival {
     refuted: AtomicBool,
     /// What arrives is kept as a whole file.
     whole: AtomicBool,
+    /// Held while what is to be fetched ahead of need arrives.
+    bulk: Arc<tokio::sync::Mutex<()>>,
     /// Bytes that reads have asked for; what a profile has fetched ahead depends on it.
     asked_bytes: AtomicU64,
     more: Notify,
@@ -114,6 +116,7 @@ impl Arrival {
             stopped: false.into(),
             refuted: false.into(),
             whole: false.into(),
+            bulk: Arc::default(),
             asked_bytes: AtomicU64::new(0),
             more: Notify::new(),
         })
@@ -169,14 +172,19 @@ impl Arrival {
             .any(|(from, to)| self.disk.gap(self.version.key, from, to).is_some())
     }
 
+    /// So many bytes are wanted by somebody.
+    fn asked(&self, bytes: u64) {
+        self.asked_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.more.notify_waiters();
+    }
+
     /// Has what is missing of a range arrive. Returns whether it is there: not if nothing arrives
     /// here any more, or it is gone again and again.
     ///
     /// # Errors
     /// Those of the calls.
     pub async fn bring(&self, caller: &Caller, start: u64, end: u64) -> Result<bool> {
-        self.asked_bytes.fetch_add(end.saturating_sub(start), Ordering::Relaxed);
-        self.more.notify_waiters();
+        self.asked(end.saturating_sub(start));
         for attempt in 0..ATTEMPTS_MAX {
             if self.is_stopped() {
                 return Ok(false);

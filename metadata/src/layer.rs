@@ -20,6 +20,7 @@ mod names;
 mod profiles;
 mod read;
 mod subject;
+mod warm;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -39,6 +40,7 @@ use crate::profile::Profiles;
 pub(crate) use guide::Guide;
 pub use profiles::Profiled;
 use subject::Subject;
+pub use warm::Held;
 
 /// Smaller files are not looked at: two or three round trips bring all of them.
 pub const SIZE_MIN: u64 = 256 << 10;

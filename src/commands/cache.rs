@@ -198,7 +198,7 @@ fn warm(args: CachePathsArgs) -> Result<ExitCode> {
     });
     bar.finish_and_clear();
     let reply = reply?;
-    let failed = number(&reply, "failed");
+    let (failed, missing) = (number(&reply, "failed"), number(&reply, "missing_bytes"));
     if args.json {
         print_json(&reply)?;
     } else {
@@ -206,14 +206,21 @@ fn warm(args: CachePathsArgs) -> Result<ExitCode> {
             let error = failure["error"].as_str().unwrap_or_default();
             eprintln!("{}: {error}", paths::text(&failure["path"]));
         }
-        let files = count_text(number(&reply, "files"), "file");
-        let bytes = bytes_text(number(&reply, "bytes"));
-        match failed {
-            0 => println!("in the cache: {files}, {bytes}"),
-            _ => println!("{files}, {bytes}; {failed} could not be fetched"),
+        let mut words = count_text(number(&reply, "files"), "file");
+        words += &format!(", {}", bytes_text(number(&reply, "bytes")));
+        match number(&reply, "zero_bytes") {
+            0 => {}
+            zeros => words += &format!(" and {} of zeros, which take no room", bytes_text(zeros)),
         }
+        if failed > 0 {
+            words += &format!("; {failed} could not be fetched");
+        }
+        if missing > 0 {
+            words += &format!("; {} did not fit", bytes_text(missing));
+        }
+        println!("in the cache: {words}");
     }
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if failed + missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn pin(args: CachePathsArgs, pinned: bool) -> Result<ExitCode> {

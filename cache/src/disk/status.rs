@@ -10,6 +10,7 @@ use super::node::Node;
 use super::options::{AtEnd, Policy, Settings};
 use super::{Core, DiskCache, DiskCounters};
 use crate::FileKey;
+use crate::dirty::Piece;
 use crate::store::{Geometry, Usage, VerifyReport};
 
 /// How much is unsent.
@@ -314,6 +315,24 @@ impl DiskCache {
         let node = self.core.node(file);
         let size = node.size().unwrap_or(0);
         (self.core.store.bytes_of(node.key(), size), size)
+    }
+
+    /// Says how many bytes of a range are on this machine: stored, or not sent yet.
+    pub fn held_bytes(&self, file: &FileHandle, start: u64, end: u64) -> u64 {
+        let node = self.core.node(file);
+        let (mut held, mut at) = (0, start);
+        while at < end {
+            let gap = self.core.store.first_gap(node.key(), at, end);
+            let (from, to) = gap.unwrap_or((end, end));
+            held += from - at;
+            node.state.lock().dirty.overlay(from, to, &mut |piece| {
+                if let Piece::Held(extent) = piece {
+                    held += u64::from(extent.len);
+                }
+            });
+            at = to;
+        }
+        held
     }
 
     /// Keeps a file's blocks from making room for others, or no longer, until the session ends.

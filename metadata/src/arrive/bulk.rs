@@ -1,7 +1,9 @@
 //! What is fetched ahead of need: the working set, then, where an action says so, the whole file.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use gridvfs_vfs::{Caller, Result};
 use tokio::sync::Semaphore;
@@ -23,6 +25,8 @@ const TRIAL_SHARE: u64 = 8;
 const FAILURES_MAX: u32 = 3;
 /// How often a stream's file is compared with what it was at the start, in bytes.
 const CHECK_BYTES: u64 = 64 << 20;
+/// How often whoever waits for the bulk looks how far it is.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 impl Arrival {
     /// Begins to fetch what is to be fetched ahead of need.
@@ -32,7 +36,9 @@ impl Arrival {
         }
         let Some(arrival) = self.this.upgrade() else { return };
         let caller = caller.clone();
+        let bulk = self.bulk.clone().try_lock_owned();
         self.runtime.spawn(async move {
+            let _bulk = bulk;
             if !arrival.order.ranges.is_empty() {
                 arrival.bring_working_set(&caller).await;
             }
@@ -104,6 +110,59 @@ impl Arrival {
         // The last ones have landed when all permits are free.
         let _ = calls.acquire_many(CALLS_MAX).await;
         failures.load(Ordering::Relaxed) == 0 && !self.is_stopped()
+    }
+
+    /// Has all that is missing of the file arrive; `progress` is told how many bytes more are there.
+    /// What is being fetched ahead of need comes first: a stream of the whole file would bring again
+    /// what is asked for beside it. Returns whether that came to its end.
+    ///
+    /// # Errors
+    /// Those of the calls.
+    pub(crate) async fn bring_all(
+        &self,
+        caller: &Caller,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<bool> {
+        // What is on trial is wanted now.
+        self.asked(self.version.size);
+        let bytes_of = |chunk| self.span_of(chunk).1 - self.span_of(chunk).0;
+        let mut chunks = self.chunks_of(0, self.version.size).peekable();
+        let _bulk = loop {
+            while let Some(chunk) = chunks.next_if(|chunk| !self.is_missing(*chunk)) {
+                progress(bytes_of(chunk));
+            }
+            tokio::select! {
+                bulk = self.bulk.lock() => break bulk,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        };
+        let per_call = (SPAN_BYTES / self.chunk_bytes).max(1) as usize;
+        let mut under_way = VecDeque::new();
+        loop {
+            let (mut group, mut bytes) = (Vec::new(), 0);
+            while group.len() < per_call
+                && let Some(chunk) = chunks.next()
+            {
+                bytes += bytes_of(chunk);
+                if self.is_missing(chunk) {
+                    group.push(chunk);
+                }
+            }
+            let is_last = bytes == 0;
+            if is_last || under_way.len() == CALLS_MAX as usize {
+                let Some((bytes, flights)) = under_way.pop_front() else { break };
+                super::flight::wait(flights).await?;
+                progress(bytes);
+            }
+            if self.is_stopped() {
+                return Ok(false);
+            }
+            if !is_last {
+                add(&self.counters.ahead_bytes, group.len() as u64 * self.chunk_bytes);
+                under_way.push_back((bytes, self.launch(caller, &group)));
+            }
+        }
+        Ok(!self.is_stopped())
     }
 
     /// Waits until so much may be fetched on trial; not if nothing is to arrive any more.

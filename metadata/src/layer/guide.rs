@@ -130,6 +130,24 @@ impl Guide {
         }
     }
 
+    /// Has all that is missing arrive. Returns whether that was for this to bring, and came to its
+    /// end.
+    pub async fn bring_all(
+        &self,
+        caller: &Caller,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<bool> {
+        match &self.arrival {
+            Some(arrival) => arrival.bring_all(caller, progress).await,
+            None => Ok(false),
+        }
+    }
+
+    /// The parts of the file: are they zero, where do they begin and end.
+    pub fn runs(&self) -> impl Iterator<Item = (bool, u64, u64)> + '_ {
+        self.facts.runs(0, self.size)
+    }
+
     /// lseek(2) by the zero map: (is it data, where does that end).
     pub fn run_at(&self, offset: u64) -> Option<(bool, u64)> {
         let (is_zero, end) = self.zero()?.run_at(offset, self.size);

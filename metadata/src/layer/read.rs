@@ -11,11 +11,11 @@ use super::{Core, Guide, SIZE_MIN};
 /// The largest answer; whoever asks for more asks again.
 const READ_MAX: u64 = 2 << 20;
 /// How often a read that arrived is found gone again before it is left to the layer below.
-const ATTEMPTS_MAX: u32 = 4;
+pub(super) const ATTEMPTS_MAX: u32 = 4;
 
 impl Core {
     /// Says whether a file is known to be too small to have anything known of it.
-    fn is_small(&self, file: &FileHandle) -> bool {
+    pub(super) fn is_small(&self, file: &FileHandle) -> bool {
         let version = self.disk.as_ref().and_then(|disk| disk.version(file));
         version.is_some_and(|version| version.size < SIZE_MIN)
     }

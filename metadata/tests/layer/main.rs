@@ -3,4 +3,5 @@
 mod arriving;
 mod names;
 mod reading;
+mod warming;
 mod world;

@@ -412,7 +412,10 @@ impl Control for SessionControl {
             "resolve" => self.resolve(arguments).await?,
             "cache-status" => self.whole_cache_status().await?,
             "cache-verify" => self.verify(progress).await?,
-            "cache-warm" => files::warm(self.cache()?, &paths()?, progress).await?,
+            "cache-warm" => {
+                let metadata = self.metadata.as_ref();
+                files::warm(self.cache()?, metadata, &paths()?, progress).await?
+            }
             "cache-pin" => {
                 let pinned = arguments["pinned"].as_bool().context("pinned: yes or no?")?;
                 files::pin(self.cache()?, &paths()?, pinned).await?

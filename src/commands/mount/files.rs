@@ -1,6 +1,6 @@
 //! Verbs on single files of a cache: paths to handles by LOOKUP, and back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::Result;
 use gridvfs_cache::DiskCache;
 use gridvfs_cache::store::{BLOCK_BYTES, VerifyReport};
+use gridvfs_metadata::MetaLayer;
+use gridvfs_metadata::layer::Held;
 use gridvfs_vfs::{Attr, Caller, Error, FileHandle, FileKind, Vfs, is_dots};
 use serde_json::{Value, json};
 
@@ -52,17 +54,17 @@ pub fn plain(error: &Error) -> String {
     }
 }
 
-async fn find(cache: &DiskCache, caller: &Caller, path: &[u8]) -> Result<(FileHandle, Attr)> {
+async fn find(vfs: &dyn Vfs, caller: &Caller, path: &[u8]) -> Result<(FileHandle, Attr)> {
     let walk = async {
-        let mut handle = cache.root();
+        let mut handle = vfs.root();
         let mut attr = None;
         for name in paths::names(path) {
-            let entry = cache.lookup(caller, &handle, name).await?;
+            let entry = vfs.lookup(caller, &handle, name).await?;
             (handle, attr) = (entry.handle, entry.attr);
         }
         let attr = match attr {
             Some(attr) => attr,
-            None => cache.getattr(caller, &handle).await?,
+            None => vfs.getattr(caller, &handle).await?,
         };
         Ok((handle, attr))
     };
@@ -70,8 +72,9 @@ async fn find(cache: &DiskCache, caller: &Caller, path: &[u8]) -> Result<(FileHa
     walk.await.map_err(|error| anyhow::anyhow!("{}: {}", text(), plain(&error)))
 }
 
-/// Returns the regular files at and below some paths, with their sizes.
+/// Returns the regular files at and below some paths, with their sizes, as `vfs` shows them.
 async fn regular_files(
+    vfs: &dyn Vfs,
     cache: &DiskCache,
     caller: &Caller,
     starts: &[Vec<u8>],
@@ -80,7 +83,7 @@ async fn regular_files(
     let mut files = Vec::new();
     let mut directories = Vec::new();
     for path in starts {
-        let (handle, attr) = find(cache, caller, path).await?;
+        let (handle, attr) = find(vfs, caller, path).await?;
         match attr.kind {
             FileKind::Regular => files.push((handle, attr.size)),
             FileKind::Directory => directories.push(handle),
@@ -91,7 +94,7 @@ async fn regular_files(
     while let Some(dir) = directories.pop() {
         let (mut cookie, mut verifier) = (0, Default::default());
         loop {
-            let page = cache.readdir(caller, &dir, cookie, verifier, LISTING_BYTES, true).await;
+            let page = vfs.readdir(caller, &dir, cookie, verifier, LISTING_BYTES, true).await;
             let page = page.map_err(|error| {
                 anyhow::anyhow!("{}: {}", paths::text(&path_value(cache, &dir)), plain(&error))
             })?;
@@ -103,10 +106,10 @@ async fn regular_files(
                 }
                 let (handle, attr) = match (entry.handle, entry.attr) {
                     (Some(handle), Some(attr)) => (handle, attr),
-                    _ => match cache.lookup(caller, &dir, &entry.name).await {
+                    _ => match vfs.lookup(caller, &dir, &entry.name).await {
                         Ok(found) => match found.attr {
                             Some(attr) => (found.handle, attr),
-                            None => (found.handle, cache.getattr(caller, &found.handle).await?),
+                            None => (found.handle, vfs.getattr(caller, &found.handle).await?),
                         },
                         // Removed in between.
                         Err(_) => continue,
@@ -131,32 +134,45 @@ async fn regular_files(
     Ok(files)
 }
 
-/// Fetches what is missing of files, and of all below directories.
+/// Fetches what is missing of files, and of all below directories, but for zeros that metadata
+/// tells. The reply says what is here when all is done: what came first may have made room again.
 pub async fn warm(
     cache: &Arc<DiskCache>,
+    metadata: Option<&Arc<MetaLayer>>,
     starts: &[Vec<u8>],
     progress: Progress<'_>,
 ) -> Result<Value> {
     let caller = own_caller();
-    let files = regular_files(cache, &caller, starts, progress).await?;
-    let (count, total) = (files.len(), files.iter().map(|(_, size)| size).sum::<u64>());
+    let shown: &dyn Vfs = match metadata {
+        Some(layer) => &**layer,
+        None => &**cache,
+    };
+    let mut files = regular_files(shown, cache, &caller, starts, progress).await?;
+    let mut seen = HashSet::new();
+    files.retain(|(file, _)| seen.insert(*file));
+    let total = files.iter().map(|(_, size)| size).sum::<u64>();
     let done = Arc::new(AtomicU64::new(0));
-    let mut waiting = files.into_iter();
+    let mut waiting = files.iter().copied();
     let mut running = tokio::task::JoinSet::new();
-    let mut failed = Vec::new();
-    let mut failures = 0;
+    let mut failed = HashSet::new();
+    let mut failures = Vec::new();
     loop {
         while running.len() < WARMING_MAX
             && let Some((file, size)) = waiting.next()
         {
-            let (cache, caller, done) = (cache.clone(), caller.clone(), done.clone());
+            let (cache, metadata) = (cache.clone(), metadata.cloned());
+            let (caller, done) = (caller.clone(), done.clone());
             running.spawn(async move {
                 let mine = AtomicU64::new(0);
                 let tell = |bytes| {
-                    mine.fetch_add(bytes, Ordering::Relaxed);
-                    done.fetch_add(bytes, Ordering::Relaxed);
+                    // What is begun anew is told again.
+                    let left = size.saturating_sub(mine.fetch_add(bytes, Ordering::Relaxed));
+                    done.fetch_add(bytes.min(left), Ordering::Relaxed);
                 };
-                let result = cache.warm(&caller, &file, &tell).await;
+                let result = match metadata {
+                    Some(layer) => layer.warm(&caller, &file, &tell).await,
+                    None => cache.warm(&caller, &file, &tell).await,
+                };
                 // It may have shrunk, or failed: what was counted on is dealt with all the same.
                 let rest = size.saturating_sub(mine.load(Ordering::Relaxed));
                 done.fetch_add(rest, Ordering::Relaxed);
@@ -168,10 +184,10 @@ pub async fn warm(
                 None => break,
                 Some(Ok((_, Ok(())))) => {}
                 Some(Ok((file, Err(error)))) => {
-                    failures += 1;
-                    if failed.len() < TOLD_MAX {
+                    failed.insert(file);
+                    if failures.len() < TOLD_MAX {
                         let path = path_value(cache, &file);
-                        failed.push(json!({"path": path, "error": plain(&error)}));
+                        failures.push(json!({"path": path, "error": plain(&error)}));
                     }
                 }
                 Some(Err(error)) => return Err(error.into()),
@@ -181,12 +197,31 @@ pub async fn warm(
             }
         }
     }
-    Ok(json!({"files": count, "bytes": total, "failed": failures, "failures": failed}))
+    let (cache, metadata) = (cache.clone(), metadata.cloned());
+    let counted = tokio::task::spawn_blocking(move || {
+        let (mut all, mut missing) = (Held::default(), 0);
+        for (file, size) in &files {
+            let held = match &metadata {
+                Some(layer) => layer.held(file, *size),
+                None => Held { bytes: cache.held_bytes(file, 0, *size), zero_bytes: 0 },
+            };
+            all.bytes += held.bytes;
+            all.zero_bytes += held.zero_bytes;
+            if !failed.contains(file) {
+                missing += size.saturating_sub(held.bytes + held.zero_bytes);
+            }
+        }
+        json!({
+            "files": files.len(), "bytes": all.bytes, "zero_bytes": all.zero_bytes,
+            "missing_bytes": missing, "failed": failed.len(), "failures": failures,
+        })
+    });
+    Ok(counted.await?)
 }
 
 /// Pins files, and those that are now below directories.
 pub async fn pin(cache: &Arc<DiskCache>, starts: &[Vec<u8>], pinned: bool) -> Result<Value> {
-    let files = regular_files(cache, &own_caller(), starts, &|_| {}).await?;
+    let files = regular_files(&**cache, cache, &own_caller(), starts, &|_| {}).await?;
     for (file, _) in &files {
         cache.pin(file, pinned);
     }
@@ -195,7 +230,7 @@ pub async fn pin(cache: &Arc<DiskCache>, starts: &[Vec<u8>], pinned: bool) -> Re
 
 /// Returns where a complete file of the file cache is on this machine; null if it is not there.
 pub async fn local_file(cache: &Arc<DiskCache>, path: &[u8]) -> Result<Value> {
-    let (file, _) = find(cache, &own_caller(), path).await?;
+    let (file, _) = find(&**cache, &own_caller(), path).await?;
     // As an open does: what was changed by others is not what is here.
     cache.getattr(&own_caller(), &file).await?;
     let local = cache.local_path(&file);
