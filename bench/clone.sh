@@ -203,16 +203,19 @@ row_peers() {
     done
 }
 
-# The share of what QEMU asks for that metadata answers, if this build tells it.
+# What QEMU has read of the memory file, and what the zero map has answered of it, if this
+# build tells that: in blocks of 8 KiB, which were a read each where the paper counted.
 tell_zeros() {
-    local zeros asked
-    zeros=$(status_of '.metadata.zero_bytes // empty')
-    asked=$(status_of '.metadata.guided_bytes // empty')
-    if [[ -z $zeros || -z $asked ]]; then
-        note first "zero map: this build tells no share"
-    else
-        detail first "of the bytes read of files with metadata, answered by the zero map (%)" "$(calc "100 * $zeros / $asked")"
+    local read asked zeros
+    read=$(status_of '.metadata.files[]? | select(.path == "golden/memory") | "\(.guided_bytes) \(.zero_bytes)"')
+    if [[ -z $read ]]; then
+        note first "zero map: this build tells no share of the memory file"
+        return
     fi
+    read -r asked zeros <<<"$read"
+    detail first "memory file: blocks of 8 KiB read (paper: 65,750)" "$((asked / 8192))"
+    detail first "memory file: blocks that the zero map answered (paper: 60,452)" "$((zeros / 8192))"
+    detail first "memory file: that is (%; paper: 91.9)" "$(calc "100 * $zeros / $asked")"
 }
 
 row_first() {

@@ -58,6 +58,14 @@ fn zeros_stay_here_and_the_rest_comes_whole() {
         assert_eq!(counter(&status, "metadata", "loaded"), 1, "{way:?}");
         let zeros = counter(&status, "metadata", "zero_bytes");
         assert!(zeros > 16 << 20, "{way:?}: {zeros} bytes of zeros");
+        let of_file = &status["metadata"]["files"][0];
+        assert_eq!((&of_file["path"], &of_file["zero_bytes"]), (&"memory".into(), &zeros.into()));
+        let mut command = rig.command(gridvfs());
+        let told = run(command.arg("status").arg(&rig.mountpoint));
+        let told = String::from_utf8_lossy(&told.stdout).into_owned();
+        let line = told.lines().find(|line| line.contains(" memory ")).expect(&told);
+        let blocks = format!("answered {} of ", zeros.div_ceil(8192));
+        assert!(line.contains(&blocks) && line.contains(" blocks of 8 KiB read ("), "{line}");
         if way != Way::Local {
             let received = counter(&status, "link", "received_bytes");
             // Compressed from our own directory; at most the data itself from an NFS server, which

@@ -23,7 +23,7 @@ counters! {
     loaded,
     /// Metadata files that were damaged, outdated or refuted.
     refused,
-    /// Bytes that were read of files with metadata.
+    /// Bytes that were read of files with a zero map.
     guided_bytes,
     /// Those of them that the zero map answered.
     zero_bytes,
@@ -37,6 +37,13 @@ counters! {
     ahead_bytes,
     /// Files that came whole.
     whole_files,
+}
+
+/// What was read of one file while it had a zero map: shares of `guided_bytes` and `zero_bytes`.
+#[derive(Debug, Default)]
+pub(crate) struct FileReads {
+    pub guided_bytes: AtomicU64,
+    pub zero_bytes: AtomicU64,
 }
 
 /// Adds to a counter.

@@ -24,6 +24,7 @@ mod warm;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use dashmap::DashMap;
@@ -59,6 +60,17 @@ pub struct MetaOptions {
     pub content: Option<ContentIndex>,
     /// What metadata files may have done.
     pub actions: Actions,
+}
+
+/// What was read of a file with a zero map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadOf {
+    /// The file's path in the mount; its name alone where no more is known.
+    pub path: Vec<u8>,
+    /// Bytes that were read.
+    pub guided_bytes: u64,
+    /// Those of them that the zero map answered.
+    pub zero_bytes: u64,
 }
 
 /// See the module's description.
@@ -117,6 +129,23 @@ impl MetaLayer {
         self.core.counters.clone()
     }
 
+    /// Returns what was read of files with a zero map; those most read come first, `max` at most.
+    pub fn reads(&self, max: usize) -> Vec<ReadOf> {
+        let subjects = self.core.subjects.iter();
+        let mut read: Vec<_> = subjects
+            .map(|subject| (subject.reads.guided_bytes.load(Ordering::Relaxed), subject.clone()))
+            .filter(|(bytes, _)| *bytes > 0)
+            .collect();
+        read.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        read.truncate(max);
+        let told = |(guided_bytes, subject): (u64, Arc<Subject>)| ReadOf {
+            path: self.core.path_of(&subject.file),
+            guided_bytes,
+            zero_bytes: subject.reads.zero_bytes.load(Ordering::Relaxed),
+        };
+        read.into_iter().map(told).collect()
+    }
+
     /// Ends the session's recording: what was touched is kept for the next session. Blocks while
     /// the disk works.
     pub fn end(&self) {
@@ -165,11 +194,16 @@ impl Core {
             .clone()
     }
 
-    /// The name of a file for messages.
-    pub fn path_text(&self, file: &FileHandle) -> String {
+    /// The path of a file in the mount, or what is known instead.
+    fn path_of(&self, file: &FileHandle) -> Vec<u8> {
         let known = self.disk.as_ref().and_then(|disk| disk.path_of(file));
         let known = known.or_else(|| self.place_of(file).map(|(_, name)| name.to_vec()));
-        known.map_or_else(|| format!("{file:?}"), |path| String::from_utf8_lossy(&path).into())
+        known.unwrap_or_else(|| format!("{file:?}").into_bytes())
+    }
+
+    /// The name of a file for messages.
+    pub fn path_text(&self, file: &FileHandle) -> String {
+        String::from_utf8_lossy(&self.path_of(file)).into()
     }
 }
 

@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use crate::cli::{JsonArgs, StatusArgs};
+use crate::paths;
 use crate::report::{Hinted, bytes_text, count_text, print_json};
 use crate::session::{self, Client, Record};
 
@@ -53,14 +54,46 @@ pub fn find(target: &str) -> Result<Record> {
 /// Shows a session's state and counters.
 pub fn show(args: StatusArgs) -> Result<ExitCode> {
     let record = find(&args.session)?;
-    let status = Client::connect(&record)?.ask("status")?;
+    let mut status = Client::connect(&record)?.ask("status")?;
     if args.json {
         print_json(&status)?;
         return Ok(ExitCode::SUCCESS);
     }
     println!("{} on {}", record.source, record.mountpoint.display());
+    let metadata = status.as_object_mut().and_then(|status| status.remove("metadata"));
     print_section("", &status);
+    if let Some(metadata) = metadata {
+        print_metadata(metadata);
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the counters of metadata, and which share of what was read the zero maps have answered.
+fn print_metadata(mut metadata: Value) {
+    let Some(fields) = metadata.as_object_mut() else { return };
+    let files = fields.remove("files").unwrap_or_default();
+    println!("metadata");
+    print_section("  ", &metadata);
+    let files = files.as_array().map_or(&[][..], Vec::as_slice);
+    if files.is_empty() {
+        return;
+    }
+    println!("zero maps");
+    println!("  {:<24} {}", "all files", zeros_text(&metadata));
+    for file in files {
+        println!("  {:<24} {}", paths::text(&file["path"]), zeros_text(file));
+    }
+}
+
+/// The blocks of the paper, in bytes: it counts reads, which NFS version 2 made of 8 KiB each.
+const PAPER_BLOCK_BYTES: u64 = 8 << 10;
+
+fn zeros_text(read: &Value) -> String {
+    let bytes = |name: &str| read[name].as_u64().unwrap_or(0);
+    let (zeros, all) = (bytes("zero_bytes"), bytes("guided_bytes"));
+    let blocks = |bytes: u64| bytes.div_ceil(PAPER_BLOCK_BYTES);
+    let percent = zeros as f64 * 100.0 / all.max(1) as f64;
+    format!("answered {} of {} blocks of 8 KiB read ({percent:.1} %)", blocks(zeros), blocks(all))
 }
 
 /// Prints the fields of an object, and of those within, a line each.

@@ -8,7 +8,7 @@ use gridvfs_vfs::{Attr, Caller, FileHandle, Result, Vfs};
 use super::Core;
 use super::subject::Subject;
 use crate::arrive::{Arrival, Facts, Order};
-use crate::counters::{Counters, add};
+use crate::counters::{Counters, FileReads, add};
 use crate::format::{Metadata, WorkingSet, ZeroMap};
 
 /// See the module's description.
@@ -21,6 +21,8 @@ pub(crate) struct Guide {
     /// How what is missing comes, where there is a disk cache to take it.
     arrival: Option<Arc<Arrival>>,
     counters: Arc<Counters>,
+    /// The same of this file alone.
+    reads: Arc<FileReads>,
 }
 
 impl Guide {
@@ -38,8 +40,8 @@ impl Guide {
             let order = Order::new(&facts, profile.as_ref());
             Arrival::new(core, disk.clone(), subject.file, version, facts.clone(), order, place)
         });
-        let (file, counters) = (subject.file, core.counters.clone());
-        Self { file, size: attr.size, version, facts, arrival, counters }
+        let (counters, reads) = (core.counters.clone(), subject.reads.clone());
+        Self { file: subject.file, size: attr.size, version, facts, arrival, counters, reads }
     }
 
     /// Says whether the file is still the version that this is of, as far as the cache knows.
@@ -114,11 +116,16 @@ impl Guide {
         Some(Ok((end - offset) as usize))
     }
 
-    /// Counts a read that was answered.
+    /// Counts a read that was answered, if there is a zero map.
     pub fn count(&self, zeros: u64, all: u64) {
+        if self.zero().is_none() {
+            return;
+        }
         add(&self.counters.guided_bytes, all);
+        add(&self.reads.guided_bytes, all);
         if zeros > 0 {
             add(&self.counters.zero_bytes, zeros);
+            add(&self.reads.zero_bytes, zeros);
         }
     }
 

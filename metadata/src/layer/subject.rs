@@ -8,7 +8,7 @@ use gridvfs_vfs::{Attr, Caller, Error, FileHandle, FileKind, Result, Status, Tim
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use super::{Core, Guide, SIZE_MIN};
-use crate::counters::add;
+use crate::counters::{FileReads, add};
 use crate::format::{METADATA_BYTES_MAX, Metadata, metadata_name};
 use crate::profile::Recorder;
 
@@ -37,6 +37,8 @@ pub struct Subject {
     /// There is a metadata file, of whatever worth.
     has_metadata: AtomicBool,
     pub recorder: Recorder,
+    /// What was read of it, whatever version it was.
+    pub reads: Arc<FileReads>,
 }
 
 impl Subject {
@@ -50,6 +52,7 @@ impl Subject {
             warned: false.into(),
             has_metadata: false.into(),
             recorder: Recorder::new(size),
+            reads: Arc::default(),
         }
     }
 

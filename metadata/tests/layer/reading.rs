@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use gridvfs_metadata::format::Metadata;
+use gridvfs_metadata::layer::ReadOf;
 use gridvfs_vfs::{Error, SeekWhence, SetAttr, Stability, Status, Vfs};
 
 use super::world::{BLOCK, Parts, World, mixed};
@@ -76,6 +77,37 @@ fn zero_blocks_cost_no_request_and_no_room() {
     );
     let (stored, _) = world.disk.as_ref().expect("a cache").stored(&file);
     assert!(stored <= (data.len() - zeros) as u64, "{stored}");
+}
+
+#[test]
+fn what_the_zero_map_answers_is_counted_for_each_file() {
+    for cache in [true, false] {
+        let world = World::with(cache, Default::default());
+        let parts = Parts { zero: true, ..Parts::default() };
+        // Two blocks of data, then zeros.
+        let mut data = vec![0; 100 * BLOCK];
+        data[..2 * BLOCK].fill(7);
+        world.put("memory", &data, parts);
+        world.put("disk", &data, parts);
+        let no_map = Parts { hashes: true, ..Parts::default() };
+        world.put("other", &data, no_map);
+        let [memory, disk, other] = ["memory", "disk", "other"].map(|name| world.find(name));
+        world.read(&memory, 0, 4 * BLOCK as u32);
+        world.read(&memory, 50 * BLOCK as u64 + 1, 100);
+        world.read(&disk, 0, BLOCK as u32);
+        world.read(&other, 0, 9 * BLOCK as u32);
+        let block = BLOCK as u64;
+        let read = |path: &str, guided_bytes, zero_bytes| ReadOf {
+            path: path.into(),
+            guided_bytes,
+            zero_bytes,
+        };
+        let memory = read("memory", 4 * block + 100, 2 * block + 100);
+        assert_eq!(world.layer.reads(9), [memory.clone(), read("disk", block, 0)]);
+        assert_eq!(world.layer.reads(1), [memory]);
+        assert_eq!(world.count("guided_bytes"), 5 * block + 100, "of files with a map");
+        assert_eq!(world.count("zero_bytes"), 2 * block + 100);
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use gridvfs_cache::DiskCache;
 use gridvfs_cache::disk::{Conflict, Consistency, Policy, Settings};
 use gridvfs_metadata::MetaLayer;
+use gridvfs_metadata::layer::ReadOf;
 use gridvfs_vfs::Vfs;
 use serde_json::{Value, json};
 
@@ -27,6 +28,8 @@ const TELL_EVERY: Duration = Duration::from_millis(100);
 const KERNEL_WRITES_MAX: Duration = Duration::from_secs(10);
 /// So many files are listed one by one.
 const FILES_TOLD_MAX: usize = 1000;
+/// The same of files with metadata: the status is asked for often.
+const READ_FILES_TOLD_MAX: usize = 20;
 
 /// What the kernel was told at the start, for good.
 #[derive(Clone, Copy)]
@@ -198,6 +201,15 @@ impl SessionControl {
         }
         if let Some(metadata) = &self.metadata {
             status["metadata"] = json!(metadata.counters().to_map());
+            let file = |read: ReadOf| {
+                json!({
+                    "path": paths::to_value(&read.path),
+                    "guided_bytes": read.guided_bytes,
+                    "zero_bytes": read.zero_bytes,
+                })
+            };
+            let files = metadata.reads(READ_FILES_TOLD_MAX).into_iter().map(file);
+            status["metadata"]["files"] = files.collect();
         }
         if let Some(buffer) = &self.buffer {
             status["buffer"] = json!(buffer.counters().to_map());
