@@ -24,7 +24,9 @@ pub use actions::{ACTIONS_MAX, Action, COMMAND_NAME_BYTES_MAX, Compression};
 pub use container::METADATA_BYTES_MAX;
 pub use error::FormatError;
 pub use hashes::{HASH_BYTES, Hashes, zero_hash};
-pub use name::{METADATA_SUFFIX, NAME_BYTES_MAX, is_metadata_name, metadata_name, subject_name};
+pub use name::{
+    METADATA_SUFFIX, NAME_BYTES_MAX, draft_name, is_metadata_name, metadata_name, subject_name,
+};
 pub use working_set::{Touched, WORKING_SET_RANGES_MAX, WorkingSet};
 pub use zero::ZeroMap;
 

@@ -1,6 +1,9 @@
 //! The generator and the comparison, with real files.
 
+use std::ffi::OsStr;
 use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -267,4 +270,59 @@ fn a_link_has_the_metadata_of_its_target() {
     let place = Place::of_either(&built.path).expect("a place");
     assert!(place.remove().expect("removed") && !place.remove().expect("gone already"));
     assert_eq!(verify(&link, 1, &Progress::default()).expect("looked").map(|v| v.current), None);
+}
+
+fn draft_of(path: &Path) -> PathBuf {
+    let name = metadata_name(path.file_name().expect("a name").as_bytes()).expect("short enough");
+    path.with_file_name(OsStr::from_bytes(&draft_name(&name)))
+}
+
+#[test]
+fn what_a_killed_build_has_left_is_removed_by_the_next() {
+    let folder = folder();
+    let (path, content) = mixed(&folder);
+    let draft = draft_of(&path);
+    std::fs::write(&draft, "GVFSMETA half of").expect("left");
+    is_true(&made(&path, &both()).metadata, &content);
+    assert!(!draft.exists());
+    // Nor can anything else of that name be in the way.
+    let elsewhere = folder.path().join("elsewhere");
+    std::fs::write(&elsewhere, "kept").expect("written");
+    symlink(&elsewhere, &draft).expect("linked");
+    made(&path, &both());
+    assert!(draft.symlink_metadata().is_err());
+    assert_eq!(std::fs::read(&elsewhere).expect("read"), b"kept");
+    assert_eq!(compared(&path).first_wrong, None);
+}
+
+#[test]
+fn what_another_build_is_writing_is_waited_for() {
+    let folder = folder();
+    let (path, _) = mixed(&folder);
+    let draft = draft_of(&path);
+    let other = File::create(&draft).expect("made");
+    // SAFETY: the descriptor is open; no memory is touched.
+    assert_eq!(unsafe { libc::flock(other.as_raw_fd(), libc::LOCK_EX) }, 0);
+    std::thread::scope(|scope| {
+        let building = scope.spawn(|| made(&path, &both()));
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(draft.exists() && !building.is_finished());
+        drop(other);
+        building.join().expect("built");
+    });
+    assert!(!draft.exists());
+}
+
+#[test]
+fn builds_at_the_same_time_leave_one_that_is_whole() {
+    let folder = folder();
+    let (path, content) = mixed(&folder);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| (0..5).for_each(|_| drop(made(&path, &both()))));
+        }
+    });
+    is_true(&Place::of(&path).expect("found").read().expect("read").expect("there"), &content);
+    let left = std::fs::read_dir(folder.path()).expect("listed").count();
+    assert_eq!(left, 2, "the file and its metadata");
 }

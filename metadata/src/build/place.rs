@@ -3,15 +3,21 @@
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::{BuildError, Subject, subject};
 use crate::format::{
-    FormatError, Identity, METADATA_BYTES_MAX, Metadata, metadata_name, subject_name,
+    FormatError, Identity, METADATA_BYTES_MAX, Metadata, draft_name, metadata_name, subject_name,
 };
+
+/// How often a metadata file that another process is writing is waited for, and how long each time:
+/// 10 s in all, in which 64 MiB are on any disk.
+const DRAFT_TRIES_MAX: u32 = 200;
+const DRAFT_RETRY: Duration = Duration::from_millis(50);
 
 /// A file and its metadata file, either of which need not exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,18 +109,16 @@ impl Place {
     /// Replaces the metadata file as a whole. Whoever may read the subject may read it, and nobody
     /// else: hashes tell what is in a file to whoever can guess it.
     pub(super) fn write(&self, bytes: &[u8], subject: &Subject) -> Result<(), BuildError> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!(".gvfs-meta-{}-{number}.tmp", std::process::id());
-        let temporary = self.metadata.with_file_name(name);
-        let written = write_new(&temporary, bytes, subject)
-            .map_err(BuildError::io("write", &temporary))
-            .and_then(|()| {
-                let renamed = std::fs::rename(&temporary, &self.metadata);
+        let name = self.metadata.file_name().map(OsStr::as_bytes).unwrap_or_default();
+        let draft = self.metadata.with_file_name(OsStr::from_bytes(&draft_name(name)));
+        let file = new_draft(&draft).map_err(BuildError::io("write", &draft))?;
+        let written =
+            fill(&file, bytes, subject).map_err(BuildError::io("write", &draft)).and_then(|()| {
+                let renamed = std::fs::rename(&draft, &self.metadata);
                 renamed.map_err(BuildError::io("write", &self.metadata))
             });
         if written.is_err() {
-            let _ = std::fs::remove_file(&temporary);
+            let _ = std::fs::remove_file(&draft);
         }
         written.and_then(|()| self.sync_directory())
     }
@@ -127,22 +131,55 @@ impl Place {
     }
 }
 
-fn write_new(path: &Path, bytes: &[u8], subject: &Subject) -> io::Result<()> {
-    let stat = subject.stat();
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    let mut file = match file {
-        // Left by a killed process that had our number.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            std::fs::remove_file(path)?;
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?
+/// Makes the file that is to become the metadata file. Whoever writes it has it locked: one that is
+/// there without a lock was left by a process that was killed, and goes.
+fn new_draft(path: &Path) -> io::Result<File> {
+    for _ in 0..DRAFT_TRIES_MAX {
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+            // Another one may have taken it for a left one before it was locked.
+            Ok(file) if try_lock(&file) && is_at(path, &file)? => return Ok(file),
+            Ok(_) => continue,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
         }
-        file => file?,
-    };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW);
+        match options.open(path) {
+            Ok(other) if !try_lock(&other) => std::thread::sleep(DRAFT_RETRY),
+            Ok(other) if !is_at(path, &other)? => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // Locked by us while it goes, or nothing that we could have written.
+            _ => std::fs::remove_file(path)?,
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::WouldBlock, "another process is writing it"))
+}
+
+/// Locks a file until it is closed. Returns whether nobody else has. Where there are no locks, all
+/// are taken for free: of two who then write at once, one fails.
+fn try_lock(file: &File) -> bool {
+    // SAFETY: the descriptor is open; no memory is touched.
+    let locked = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+    locked == 0 || io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock
+}
+
+/// Says whether a path leads to this file.
+fn is_at(path: &Path, file: &File) -> io::Result<bool> {
+    let of = |stat: &std::fs::Metadata| (stat.dev(), stat.ino());
+    match std::fs::symlink_metadata(path) {
+        Ok(stat) => Ok(of(&stat) == of(&file.metadata()?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn fill(mut file: &File, bytes: &[u8], subject: &Subject) -> io::Result<()> {
+    let stat = subject.stat();
     file.write_all(bytes)?;
     let own = file.metadata()?;
     if (own.uid(), own.gid()) != (stat.uid(), stat.gid()) {
         // Only root can; for others the file stays their own.
-        let _ = fchown(&file, Some(stat.uid()), Some(stat.gid()));
+        let _ = fchown(file, Some(stat.uid()), Some(stat.gid()));
     }
     let mode = stat.mode() & 0o666;
     let owner = file.metadata()?;

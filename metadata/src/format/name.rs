@@ -18,6 +18,14 @@ pub fn metadata_name(name: &[u8]) -> Option<Vec<u8>> {
     Some([b".", name, METADATA_SUFFIX].concat())
 }
 
+/// Returns the name under which a metadata file is written before it takes its own: a metadata
+/// file's too, so that whoever does not show those does not show this, and short whatever `name`,
+/// the metadata file's, is.
+pub fn draft_name(name: &[u8]) -> Vec<u8> {
+    let hash = blake3::hash(name).to_hex();
+    [b".~", &hash.as_bytes()[..32], METADATA_SUFFIX].concat()
+}
+
 /// Tells whether a name is that of a metadata file.
 pub fn is_metadata_name(name: &[u8]) -> bool {
     subject_name(name).is_some()

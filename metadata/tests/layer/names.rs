@@ -1,5 +1,6 @@
 //! Metadata files are not listed, and follow their file.
 
+use gridvfs_metadata::format::draft_name;
 use gridvfs_vfs::{Error, Status, Vfs};
 
 use super::world::{Parts, World, mixed};
@@ -32,6 +33,13 @@ fn metadata_files_are_found_by_name_but_not_listed() {
     }
     assert_eq!(listed(&world), (0..40).map(|n| format!("f{n:02}")).collect::<Vec<_>>());
     world.find(".f07.gvfs-meta");
+    // Nor is one that is being written.
+    let draft = String::from_utf8(draft_name(b".f07.gvfs-meta")).expect("text");
+    std::fs::write(world.path(&draft), "half").expect("written");
+    std::fs::write(world.path("g"), "").expect("written");
+    world.runtime.block_on(world.layer.getattr(&world.caller, &world.layer.root())).expect("asked");
+    assert!(listed(&world).contains(&"g".to_string()) && !listed(&world).contains(&draft));
+    world.find(&draft);
 }
 
 #[test]

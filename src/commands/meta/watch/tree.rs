@@ -17,9 +17,6 @@ const DIRECTORIES_MAX: usize = 8192;
 /// Files at most.
 const FILES_MAX: usize = 1 << 20;
 
-/// How a file that is being replaced is named until it is whole.
-const TEMPORARY_PREFIX: &[u8] = b".gvfs-meta-";
-
 /// A file and its metadata file as they were seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
@@ -200,7 +197,7 @@ impl Tree {
 }
 
 fn is_subject(name: &[u8]) -> bool {
-    !is_metadata_name(name) && !name.starts_with(TEMPORARY_PREFIX)
+    !is_metadata_name(name)
 }
 
 fn is_gone(error: &anyhow::Error) -> bool {
