@@ -32,7 +32,8 @@ impl Connector for Near {
         let (reader, writer) = tokio::io::split(server);
         tokio::spawn(self.server.clone().serve(reader, writer));
         let (reader, writer) = tokio::io::split(client);
-        let terms = Terms { extensions: true, root: Some(self.root), ..Terms::plain() };
+        let root = Some(self.root);
+        let terms = Terms { extensions: true, fetch: true, root, ..Terms::plain() };
         Ok(Channel::new(reader, writer, terms))
     }
 

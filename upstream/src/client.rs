@@ -38,7 +38,7 @@ pub struct NfsClient {
     plain_listings: AtomicBool,
     /// The server has (or is not known not to have) the extension program.
     extensions: AtomicBool,
-    /// The extension program has (or is not known not to have) FETCH.
+    /// The server has (or is not known not to have) FETCH of that program.
     fetches: AtomicBool,
 }
 
@@ -106,15 +106,15 @@ impl NfsClient {
         options: ClientOptions,
         name: &str,
     ) -> Result<Arc<Self>, ConnectError> {
-        let extensions = rpc.terms().extensions;
+        let terms = rpc.terms();
         let mut client = Self {
             rpc,
             root,
             sizes: Sizes::smallest(),
             credential: options.credential,
             plain_listings: AtomicBool::new(false),
-            extensions: AtomicBool::new(extensions),
-            fetches: AtomicBool::new(true),
+            extensions: AtomicBool::new(terms.extensions),
+            fetches: AtomicBool::new(terms.fetch),
         };
         let negotiation = tokio::time::timeout(options.timing.setup, client.negotiate());
         let (kind, info) = match negotiation.await {

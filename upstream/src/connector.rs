@@ -79,6 +79,8 @@ pub struct Terms {
     pub machine_name: String,
     /// Whether the far side is said to have the extension program ([`gridvfs_vfs::ext`]).
     pub extensions: bool,
+    /// Whether it is said to have FETCH of that program, which a forwarder has without the rest.
+    pub fetch: bool,
     /// Changes when the far side is a new session that knows nothing of earlier calls.
     pub generation: u64,
     /// The root's file handle, where it came with the channel.
@@ -95,6 +97,7 @@ impl Terms {
         Self {
             machine_name: "gridvfs".into(),
             extensions: false,
+            fetch: false,
             generation: 0,
             root: None,
             replay_cache: false,
@@ -125,6 +128,7 @@ impl<C: Connector> Connector for KeyedConnector<C> {
         // A standing proxy may have been restarted unnoticed, so its memory of replies does not
         // count.
         channel.terms.extensions = true;
+        channel.terms.fetch = true;
         Ok(channel)
     }
 

@@ -15,6 +15,9 @@ pub const PROTOCOL: u32 = 1;
 
 /// The feature that stands for the extension program ([`gridvfs_vfs::ext`]).
 pub const FEATURE_EXTENSIONS: &str = "ext";
+/// The feature of a proxy that answers FETCH, whatever it serves: a plain NFS server behind it is
+/// read for that.
+pub const FEATURE_FETCH: &str = "fetch";
 
 /// A greeting: of a session, or a refusal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use gridvfs_upstream::greeting::{FEATURE_EXTENSIONS, Greeting, PROTOCOL};
+use gridvfs_upstream::greeting::{FEATURE_EXTENSIONS, FEATURE_FETCH, Greeting, PROTOCOL};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
@@ -211,7 +211,10 @@ impl Session {
     }
 
     fn greeting(&self, first: bool) -> Greeting {
-        let features = if self.extensions { vec![FEATURE_EXTENSIONS.into()] } else { Vec::new() };
+        let mut features = vec![FEATURE_FETCH.into()];
+        if self.extensions {
+            features.push(FEATURE_EXTENSIONS.into());
+        }
         Greeting {
             ok: true,
             version: env!("CARGO_PKG_VERSION").into(),

@@ -25,7 +25,7 @@ impl NfsClient {
         level: i32,
     ) -> Result<Fetched> {
         let total = check_fetch(ranges, level)?;
-        if !self.extensions.load(Ordering::Relaxed) || !self.fetches.load(Ordering::Relaxed) {
+        if !self.fetches.load(Ordering::Relaxed) {
             return Err(Status::NOTSUPP.into());
         }
         let arguments = FetchArgs { file: *file, level, ranges: ranges.to_vec() };
@@ -36,14 +36,12 @@ impl NfsClient {
         let pending = self.rpc.send(request).await?;
         match pending.reply_with(results::<PackedFetch>).await {
             Ok(reply) => unpacked(reply.results?, arguments.ranges, total).await,
-            Err(CallError::Refused(Refusal::ProcedureUnavailable)) => {
-                self.fetches.store(false, Ordering::Relaxed);
-                Err(Status::NOTSUPP.into())
-            }
             Err(CallError::Refused(
-                Refusal::ProgramUnavailable | Refusal::ProgramMismatch { .. },
+                Refusal::ProgramUnavailable
+                | Refusal::ProgramMismatch { .. }
+                | Refusal::ProcedureUnavailable,
             )) => {
-                self.extensions.store(false, Ordering::Relaxed);
+                self.fetches.store(false, Ordering::Relaxed);
                 Err(Status::NOTSUPP.into())
             }
             Err(error) => Err(error.into()),

@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 
 use gridvfs_vfs::FileHandle;
 
-use crate::greeting::{FEATURE_EXTENSIONS, Greeting, PROTOCOL};
+use crate::greeting::{FEATURE_EXTENSIONS, FEATURE_FETCH, Greeting, PROTOCOL};
 use crate::{Channel, ConnectError, Connector, Terms};
 
 use super::SshHost;
@@ -49,6 +49,7 @@ struct Session {
     key: String,
     root: FileHandle,
     extensions: bool,
+    fetch: bool,
     generation: u64,
 }
 
@@ -119,10 +120,13 @@ impl SshProxyConnector {
             });
         }
         let incomplete = || ConnectError::Fatal(format!("incomplete greeting from {host}"));
+        let has = |feature| greeting.features.iter().any(|name| name == feature);
+        let (extensions, fetch) = (has(FEATURE_EXTENSIONS), has(FEATURE_FETCH));
         let session = Session {
             root: greeting.root_handle().ok_or_else(incomplete)?,
             key: greeting.key.clone().ok_or_else(incomplete)?,
-            extensions: greeting.features.iter().any(|name| name == FEATURE_EXTENSIONS),
+            extensions,
+            fetch,
             name: greeting.session,
             generation: self.generation.fetch_add(1, Ordering::Relaxed) + 1,
         };
@@ -141,6 +145,7 @@ impl SshProxyConnector {
         let terms = Terms {
             machine_name: session.key.clone(),
             extensions: session.extensions,
+            fetch: session.fetch,
             generation: session.generation,
             root: Some(session.root),
             replay_cache: true,

@@ -266,6 +266,7 @@ impl Connector for Scripted {
         let terms = Terms {
             machine_name: format!("key-{generation}"),
             extensions: self.0.extensions.load(Ordering::SeqCst),
+            fetch: self.0.extensions.load(Ordering::SeqCst),
             generation,
             root: Some(handle(ROOT)),
             replay_cache: self.0.remembered.is_some(),
