@@ -296,6 +296,8 @@ row_boot() {
     has profile || { skip boot "this build has no gridvfs profile"; return; }
     local round demand
     for ((round = 1; round <= rounds; round++)); do
+        "$gridvfs" meta remove "$work/far/golden/disk.raw" >"$work/words.meta" 2>&1 || die "$(tail -n 1 "$work/words.meta")"
+        meta_build golden
         rm -rf "$disk/cache"
         forget
         mount_golden
@@ -306,8 +308,12 @@ row_boot() {
         mount_golden
         "$gridvfs" profile start "$mnt" >"$work/words.profile" 2>&1 || die "$(tail -n 1 "$work/words.profile")"
         boot_clone
-        "$gridvfs" profile stop "$mnt" >"$work/words.profile" 2>&1 || die "$(tail -n 1 "$work/words.profile")"
+        "$gridvfs" profile stop "$mnt" --json >"$work/recorded.json" 2>"$work/words.profile" ||
+            die "$(tail -n 1 "$work/words.profile")"
         unmount
+        # The mount may not write there.
+        "$gridvfs" meta build --from-profile "$(jq -r .profile "$work/recorded.json")" \
+            "$work/far/golden/disk.raw" >"$work/words.meta" 2>&1 || die "$(tail -n 1 "$work/words.meta")"
         rm -rf "$disk/cache"
         forget
         mount_golden

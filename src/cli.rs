@@ -146,6 +146,7 @@ pub enum ProfileVerb {
     /// Begin a recording: what was touched before does not belong to it
     Start(StatusArgs),
     /// End it: what was touched becomes the working set in the files' metadata, on the state server
+    /// if that can be written, and is kept in a file for gridvfs meta build --from-profile
     Stop(StatusArgs),
     /// List what was touched so far
     Show(StatusArgs),

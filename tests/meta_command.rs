@@ -127,15 +127,33 @@ fn parts_are_built_by_themselves_and_stay() {
 #[test]
 fn a_profile_becomes_the_working_set() {
     let (folder, path) = disk();
-    let profile = folder.path().join("disk.raw.profile.json");
-    let text = r#"{"runs":3,"ranges":[{"offset":4096,"length":8192,"seen":3},{"offset":0,"length":99999999,"seen":1}]}"#;
-    std::fs::write(&profile, text).expect("written");
-    says(&done(&["build", "--from-profile"], &path), &["working set of 8.00 MiB in 3 ranges"]);
+    let profile = folder.path().join("recorded.json");
     let named = format!("--from-profile={}", profile.display());
+    let write = |text: &str| std::fs::write(&profile, text).expect("written");
+    write(
+        r#"{"runs":3,"ranges":[{"offset":4096,"length":8192,"seen":3},{"offset":0,"length":99999999,"seen":1}]}"#,
+    );
+    says(&done(&["build", &named], &path), &["working set of 8.00 MiB in 3 ranges"]);
     assert_eq!(json(&["build", &named], &path)[0]["working_set"]["runs"], 3);
-    std::fs::write(&profile, r#"{"runs":3,"ranges":[{"offset":-1}]}"#).expect("written");
-    says(&refused(&["build", &named], &path).0, &["profile", "disk.raw.profile.json"]);
+    write(r#"{"runs":3,"ranges":[{"offset":-1}]}"#);
+    says(&refused(&["build", &named], &path).0, &["profile", "recorded.json"]);
     says(&done(&["show"], &path), &["in 3 ranges, from 3 runs"]);
+
+    // Of several files: the longest path that the file's own ends with.
+    let name = folder.path().file_name().expect("a name").to_str().expect("text");
+    let file = |path: &str, length: u64| {
+        format!(
+            r#"{{"path":"{path}","runs":1,"ranges":[{{"offset":0,"length":{length},"seen":1}}]}}"#
+        )
+    };
+    let [other, short, long] =
+        [file("aw", 1), file("disk.raw", 2), file(&format!("{name}/disk.raw"), 4096)];
+    write(&format!(r#"{{"files":[{other},{long},{short}]}}"#));
+    says(&done(&["build", &named], &path), &["working set of 4.00 KiB in 1 range"]);
+    write(&format!(r#"{{"files":[{other}]}}"#));
+    says(&refused(&["build", &named], &path).0, &["says nothing of", "disk.raw", "but of: aw"]);
+    write(r#"{"files":7}"#);
+    says(&refused(&["build", &named], &path).0, &["profile", "recorded.json"]);
 }
 
 #[test]
@@ -147,7 +165,7 @@ fn bad_arguments_are_explained() {
     says(&build(&["--action", "../x"]), &["is no action", "command:NAME"]);
     says(&build(&["--action", "command:/bin/sh"]), &["is no action"]);
     says(&build(&["--jobs", "65"]), &["64 are the most"]);
-    says(&build(&["--from-profile"]), &["disk.raw.profile.json", "No such file"]);
+    says(&build(&["--from-profile=/none.json"]), &["profile /none.json", "No such file"]);
     says(&build(&["--watch", "/tmp"]), &["cannot be used with"]);
     says(&refused(&["build"], folder.path()).0, &["is not a regular file"]);
     says(&refused(&["build"], &folder.path().join("none")).0, &["cannot find", "No such file"]);

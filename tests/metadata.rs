@@ -204,32 +204,107 @@ fn a_file_is_warmed_without_its_zeros() {
     }
 }
 
-#[test]
-fn a_recorded_working_set_is_in_the_metadata() {
-    let test = "a_recorded_working_set_is_in_the_metadata";
-    let Some(mut rig) = Rig::new(test, Way::Ssh) else { return };
-    memory(&rig.export.join("memory"));
-    rig.mount();
-    let mount = rig.mountpoint.clone();
-    let profile = |rig: &Rig, what: &str| {
-        let mut command = rig.command(gridvfs());
-        let output = run(command.arg("profile").arg(what).arg(&mount).arg("--json"));
-        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")
-    };
-    rig.shell("dd if=memory of=/dev/null bs=4096 skip=100 count=1 iflag=direct status=none");
-    profile(&rig, "start");
-    rig.shell("dd if=memory of=/dev/null bs=4096 skip=3000 count=1 iflag=direct status=none");
-    let told = profile(&rig, "stop");
-    assert_eq!(told["files"][0]["path"], "memory");
-    assert_eq!(told["files"][0]["error"], Value::Null);
-    rig.write_back();
+/// Reads 4 KiB of the mounted file past the kernel's cache, and compares.
+fn touch(rig: &Rig, block: u64) {
+    let at = format!("bs=4096 skip={block} count=1 status=none");
+    let export = rig.export.display();
+    rig.shell(&format!(
+        "cmp <(dd if=vm/memory {at} iflag=direct) <(dd if={export}/vm/memory {at})"
+    ));
+}
+
+fn profile(rig: &Rig, words: &[&str]) -> String {
     let mut command = rig.command(gridvfs());
-    let shown = run(command.args(["meta", "show", "--json"]).arg(rig.export.join("memory")));
-    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
-    assert!(shown.contains("working_set"), "{shown}");
-    rig.umount();
-    rig.mount();
-    rig.shell("test -f memory; stat memory >/dev/null");
-    until("it is fetched ahead", || counter(&rig.status(), "metadata", "ahead_bytes") > 0);
-    rig.umount();
+    let output = run(command.arg("profile").args(words).arg(&rig.mountpoint));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn a_recording_becomes_the_working_set() {
+    let test = "a_recording_becomes_the_working_set";
+    for option in ["write_policy=write-through", "consistency=read-only-shared"] {
+        let Some(mut rig) = Rig::new(test, Way::Ssh) else { return };
+        shell(&rig.export, "mkdir vm");
+        memory(&rig.export.join("vm/memory"));
+        rig.set_options(&[option]);
+        rig.mount();
+        touch(&rig, 100);
+        profile(&rig, &["start"]);
+        [3100, 2400, 5400].iter().for_each(|block| touch(&rig, *block));
+        let told: Value = serde_json::from_str(&profile(&rig, &["stop", "--json"])).expect("JSON");
+        let file = &told["files"][0];
+        assert_eq!((&file["path"], &file["runs"]), (&"vm/memory".into(), &1.into()), "{told}");
+        let ranges = file["ranges"].as_array().expect("ranges").iter();
+        let offsets: Vec<u64> = ranges.filter_map(|range| range["offset"].as_u64()).collect();
+        let grain = 32 << 10;
+        let expected = [3100, 2400, 5400].map(|block: u64| block * 4096 / grain * grain);
+        assert_eq!(offsets, expected, "what was touched since the start, in order: {told}");
+        let place = Path::new(told["profile"].as_str().expect("a place"));
+        let kept = std::fs::read_to_string(place).expect("kept");
+        let kept: Value = serde_json::from_str(&kept).expect("JSON");
+        assert_eq!(kept["files"], told["files"], "what is printed is what is kept");
+        let writable = option.starts_with("write");
+        assert_eq!(file["error"].is_null(), writable, "{told}");
+        if writable {
+            rig.write_back();
+            meta(&rig, &["build", "--zero"], "vm/memory");
+        } else {
+            let from = format!("--from-profile={}", place.display());
+            meta(&rig, &["build", &from], "vm/memory");
+        }
+        let mut command = rig.command(gridvfs());
+        let shown = run(command.args(["meta", "show", "--json"]).arg(rig.export.join("vm/memory")));
+        let shown: Value = serde_json::from_slice(&shown.stdout).expect("JSON");
+        assert_eq!(shown["working_set"]["bytes"], file["bytes"], "{option}: {shown}");
+        rig.umount();
+
+        // Another machine: nothing is known here.
+        let cold = format!("cache_dir={}/cold", rig.folder.display());
+        rig.set_options(&[option, &cold]);
+        rig.mount();
+        touch(&rig, 3100);
+        let bytes = file["bytes"].as_u64().expect("bytes");
+        until("it is fetched ahead", || counter(&rig.status(), "metadata", "ahead_bytes") >= bytes);
+        let held = || counter(&rig.status(), "cache", "filled_bytes") >= bytes;
+        until("it is here", held);
+        let before = counter(&rig.status(), "link", "received_bytes");
+        [2400, 5400].iter().for_each(|block| touch(&rig, *block));
+        let more = counter(&rig.status(), "link", "received_bytes") - before;
+        assert!(more < 4096, "{option}: {more} bytes came though they were here");
+        rig.shell(&format!("cmp vm/memory {}/vm/memory", rig.export.display()));
+        rig.umount();
+    }
+}
+
+#[test]
+fn what_a_session_touched_is_fetched_ahead_in_the_next() {
+    let test = "what_a_session_touched_is_fetched_ahead_in_the_next";
+    for (option, remembers) in [
+        ("consistency=read-only-shared", true),
+        ("profile=on", true),
+        ("consistency=read-only-shared,profile=off", false),
+    ] {
+        let Some(mut rig) = Rig::new(test, Way::Ssh) else { return };
+        shell(&rig.export, "mkdir vm");
+        memory(&rig.export.join("vm/memory"));
+        rig.set_options(&[option]);
+        rig.mount();
+        [3100, 2400, 5400].iter().for_each(|block| touch(&rig, *block));
+        let mut command = rig.command(gridvfs());
+        run(command.args(["cache", "prune"]).arg(&rig.mountpoint).arg("1G"));
+        let directory = rig.status()["cache"]["directory"].as_str().expect("one").to_string();
+        rig.umount();
+        let profiles = Path::new(&directory).join("profiles");
+        let kept = std::fs::read_dir(profiles).map_or(0, |entries| entries.count());
+        assert_eq!(kept, usize::from(remembers), "{option}");
+        assert_eq!(std::fs::read_dir(rig.export.join("vm")).expect("listed").count(), 1);
+        if remembers {
+            rig.mount();
+            rig.shell("stat vm/memory");
+            let ahead = || counter(&rig.status(), "metadata", "ahead_bytes") > 0;
+            until("it is fetched ahead", ahead);
+            [3100, 2400, 5400].iter().for_each(|block| touch(&rig, *block));
+            rig.umount();
+        }
+    }
 }

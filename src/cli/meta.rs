@@ -61,9 +61,9 @@ pub struct MetaBuildArgs {
     /// What to do at first access, instead of what there is; repeatable
     #[arg(long = "action", value_name = "ACTION")]
     pub actions: Vec<String>,
-    /// The working set, from a profile (default: FILE.profile.json)
-    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true)]
-    pub from_profile: Option<Option<PathBuf>>,
+    /// The working set, instead of what there is, from what gridvfs profile stop has recorded
+    #[arg(long, value_name = "PROFILE")]
+    pub from_profile: Option<PathBuf>,
     /// Bytes of a block: 4K to 1M, a power of two (default: 8K; more for files above 8 GiB)
     #[arg(long, value_name = "SIZE")]
     pub block_size: Option<String>,

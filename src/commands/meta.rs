@@ -1,6 +1,7 @@
 //! `gridvfs meta`: metadata files, made on the state server or through a mount.
 
 mod build;
+mod profile;
 mod progress;
 mod show;
 mod text;

@@ -16,10 +16,10 @@ use crate::format::{
 pub struct Profiled {
     /// The file's path in the mount.
     pub path: Vec<u8>,
-    /// Ranges that were touched.
-    pub ranges: u64,
-    /// Their bytes.
-    pub bytes: u64,
+    /// The file's size, in bytes.
+    pub size: u64,
+    /// What was touched of it.
+    pub set: WorkingSet,
     /// Why it is not in the file's metadata now.
     pub error: Option<String>,
 }
@@ -33,28 +33,27 @@ impl MetaLayer {
     }
 
     /// Ends a recording: what was touched since its start is merged into the working sets of the
-    /// files' metadata, on the state server. Files without metadata get some.
+    /// files' metadata, on the state server. Files without metadata get some. Where that cannot be,
+    /// what was touched is still there for the next session on this machine.
     pub async fn stop_profile(&self, caller: &Caller) -> Vec<Profiled> {
         let mut all = Vec::new();
         for (subject, path, set) in self.core.touched() {
-            let error = self.core.write_working_set(caller, &subject, &set).await.err();
-            subject.recorder.clear();
-            all.push(Profiled {
-                path,
-                ranges: set.ranges.len() as u64,
-                bytes: set.ranges.iter().map(|range| range.length).sum(),
-                error: error.map(|error| error.to_string()),
-            });
+            let written = self.core.write_working_set(caller, &subject, &set).await;
+            if written.is_ok() {
+                subject.recorder.clear();
+            }
+            let error = written.err().map(|error| error.to_string());
+            all.push(Profiled { path, size: subject.recorder.size(), set, error });
         }
         all
     }
 
     /// Returns what was touched of each file since the last start.
     pub fn profile(&self) -> Vec<Profiled> {
-        let profiled = |(_, path, set): (Arc<Subject>, Vec<u8>, WorkingSet)| Profiled {
+        let profiled = |(subject, path, set): (Arc<Subject>, Vec<u8>, WorkingSet)| Profiled {
             path,
-            ranges: set.ranges.len() as u64,
-            bytes: set.ranges.iter().map(|range| range.length).sum(),
+            size: subject.recorder.size(),
+            set,
             error: None,
         };
         self.core.touched().into_iter().map(profiled).collect()

@@ -145,7 +145,7 @@ fn what_was_touched_is_fetched_ahead_in_the_next_session() {
         world.read(&file, at, 4096);
     }
     let shown = world.layer.profile();
-    assert_eq!((shown.len(), shown[0].ranges), (1, 3));
+    assert_eq!((shown.len(), shown[0].set.ranges.len()), (1, 3));
     world.again();
     world.disk.as_ref().expect("a cache").prune(u64::MAX);
 

@@ -1,40 +1,32 @@
 //! `gridvfs meta build FILE…`.
 
-use std::ffi::OsString;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use gridvfs_metadata::build::{BuildError, BuildOptions, Built, JOBS_MAX, build};
-use gridvfs_metadata::format::{Action, WorkingSet, block_bytes_valid};
+use gridvfs_metadata::format::{Action, block_bytes_valid};
 use serde_json::{Value, json};
 
+use super::profile::Profile;
 use super::progress::shown;
 use super::text::{hashes_text, metadata_value, path_value, share_text};
 use crate::cli::MetaBuildArgs;
 use crate::options::size;
 use crate::report::{Hinted, bytes_text, count_text, error_text, print_json};
 
-/// What the name of a file's profile ends with, where none is named.
-const PROFILE_SUFFIX: &str = ".profile.json";
-
-/// Bytes of a profile at most: 65,536 ranges take 5 MiB.
-const PROFILE_BYTES_MAX: u64 = 16 << 20;
-
 /// Builds the metadata of files.
 pub fn run(args: &MetaBuildArgs) -> Result<ExitCode> {
     let mut options = options(args)?;
-    if args.files.len() > 1 && matches!(args.from_profile, Some(Some(_))) {
-        return Err(Hinted::error(
-            "one profile is of one file",
-            format!("--from-profile alone takes FILE{PROFILE_SUFFIX} for each FILE"),
-        ));
-    }
+    let profile = args.from_profile.as_deref().map(Profile::read).transpose()?;
     let mut rows = Vec::new();
     let mut failed = false;
     for file in &args.files {
-        let built = with_profile(args, file, &mut options).and_then(|()| one(file, &options));
+        let set = profile.as_ref().map(|profile| profile.of(file)).transpose();
+        let built = set.and_then(|set| {
+            options.working_set = set.cloned();
+            one(file, &options)
+        });
         match built {
             Ok(built) if args.json => rows.push(built_value(file, &built)),
             Ok(built) => println!("{}", built_text(file, &built)),
@@ -102,26 +94,6 @@ fn actions(texts: &[String]) -> Result<Option<Vec<Action>>> {
             actions.map(Some).context("--action")
         }
     }
-}
-
-/// Takes the working set of a file from its profile, if that is asked for.
-fn with_profile(args: &MetaBuildArgs, file: &Path, options: &mut BuildOptions) -> Result<()> {
-    let Some(named) = &args.from_profile else { return Ok(()) };
-    let path = named.clone().unwrap_or_else(|| {
-        let mut name = OsString::from(file);
-        name.push(PROFILE_SUFFIX);
-        PathBuf::from(name)
-    });
-    let context = || format!("profile {}", path.display());
-    let mut text = String::new();
-    let opened = std::fs::File::open(&path).with_context(context)?;
-    opened.take(PROFILE_BYTES_MAX + 1).read_to_string(&mut text).with_context(context)?;
-    if text.len() as u64 > PROFILE_BYTES_MAX {
-        bail!("{}: more than {} are no profile", context(), bytes_text(PROFILE_BYTES_MAX));
-    }
-    let set: WorkingSet = serde_json::from_str(&text).with_context(context)?;
-    options.working_set = Some(set);
-    Ok(())
 }
 
 /// Returns what was built as JSON.

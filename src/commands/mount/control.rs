@@ -368,8 +368,10 @@ impl SessionControl {
         let file = |profiled: gridvfs_metadata::layer::Profiled| {
             let mut file = json!({
                 "path": paths::to_value(&profiled.path),
-                "ranges": profiled.ranges,
-                "bytes": profiled.bytes,
+                "size": profiled.size,
+                "bytes": profiled.set.bytes(),
+                "runs": profiled.set.runs,
+                "ranges": profiled.set.ranges,
             });
             if let Some(error) = profiled.error {
                 file["error"] = json!(error);
