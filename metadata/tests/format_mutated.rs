@@ -103,6 +103,61 @@ proptest! {
     }
 }
 
+/// How many mutants [`mutants_are_refused_or_sound`] tries: some seconds without optimisation.
+const MUTANTS: u64 = 200_000;
+
+/// Mutants of mutants, as the fuzzer makes them: what passes is mutated further. The seed is that of
+/// the clock, or GRIDVFS_TEST_SEED.
+#[test]
+fn mutants_are_refused_or_sound() {
+    let clock = || std::time::UNIX_EPOCH.elapsed().map_or(1, |time| time.as_nanos() as u64);
+    let given = std::env::var("GRIDVFS_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed: u64 = given.unwrap_or_else(clock);
+    println!("GRIDVFS_TEST_SEED={seed}");
+    let mut state = seed | 1;
+    let mut random = move |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as usize % below
+    };
+    let whole = samples::full().encode();
+    let mut pool = vec![whole.clone(); 16];
+    let (mut accepted, mut refused) = (0, 0);
+    for _ in 0..MUTANTS {
+        let mut bytes = pool[random(16)].clone();
+        for _ in 0..=random(3) {
+            let at = random(bytes.len());
+            match random(6) {
+                0 => bytes[at] ^= 1 << random(8),
+                1 => bytes[at] = [0, 1, 0x7f, 0x80, 0xff][random(5)],
+                2 => bytes[at] = bytes[at].wrapping_add([1, 255][random(2)]),
+                3 => drop(bytes.remove(at)),
+                4 => bytes.insert(at, random(256) as u8),
+                // From elsewhere in it, over it.
+                _ => {
+                    let length = 1 + random(16).min(bytes.len() - at - 1);
+                    let from = random(bytes.len() - length + 1);
+                    bytes.copy_within(from..from + length, at);
+                }
+            }
+            if bytes.is_empty() {
+                bytes = whole.clone();
+            }
+        }
+        let [_, mended] = entry::parse(&bytes);
+        match mended {
+            Ok(_) => {
+                accepted += 1;
+                pool[random(16)] = bytes;
+            }
+            Err(_) => refused += 1,
+        }
+    }
+    println!("{accepted} accepted, {refused} refused");
+    assert!(accepted > MUTANTS / 100 && refused > MUTANTS / 100, "mutants are of both kinds");
+}
+
 /// The number of the part of a kind, in the table of a file.
 fn entry_of(bytes: &[u8], kind: u32) -> usize {
     (0..)
