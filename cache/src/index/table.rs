@@ -197,10 +197,10 @@ mod tests {
         let known = |key: u64| table.lock(&key).get(&key).map(|slot| slot.value);
         assert_eq!(known(1), Some(Some(10)));
         assert_eq!(known(3), None, "it is read again when it is asked for");
-        if table.shard_of(&2) != table.shard_of(&3) {
+        if table.shard_of(&2u64) != table.shard_of(&3u64) {
             assert_eq!(known(2), Some(None), "there is none, and nobody need look again");
         }
-        if table.shard_of(&4) != table.shard_of(&3) {
+        if table.shard_of(&4u64) != table.shard_of(&3u64) {
             assert_eq!(known(4), Some(Some(4)));
         }
     }
