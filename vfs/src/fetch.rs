@@ -52,6 +52,11 @@ pub struct FetchedRun {
 }
 
 impl FetchedRange {
+    /// Says whether the map is that of the range, and the data what the map says.
+    pub fn is_sound(&self) -> bool {
+        data_bytes(self.length, &self.zero) == Some(self.data.len())
+    }
+
     /// Returns the range as runs of zeros and of data, in the file's order.
     pub fn runs(&self) -> impl Iterator<Item = FetchedRun> {
         let (mut block, blocks) = (0, block_count(self.length));
@@ -66,7 +71,7 @@ impl FetchedRange {
             }
             let start = first * FETCH_BLOCK_BYTES;
             let length = (block * FETCH_BLOCK_BYTES).min(self.length as usize) - start;
-            // A range that was checked has as much data as it says.
+            // A sound range has as much data as it says.
             let bytes = (!zero).then(|| data.split_to(length.min(data.len())));
             let offset = self.offset + start as u64;
             Some(FetchedRun { offset, length: length as u32, data: bytes })
@@ -127,7 +132,10 @@ mod tests {
             zero: vec![0b0_1100],
             data: vec![7; 2 * 4096 + 10].into(),
         };
-        assert_eq!(data_bytes(range.length, &range.zero), Some(range.data.len()));
+        assert!(range.is_sound());
+        assert!(!FetchedRange { length: range.length + 1, ..range.clone() }.is_sound());
+        assert!(!FetchedRange { zero: vec![0b0_0100], ..range.clone() }.is_sound());
+        assert!(!FetchedRange { zero: Vec::new(), ..range.clone() }.is_sound());
         let runs: Vec<_> = range
             .runs()
             .map(|run| (run.offset, run.length, run.data.map(|data| data.len())))

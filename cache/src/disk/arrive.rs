@@ -2,11 +2,11 @@
 //! and how what it brings is stored.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use gridvfs_vfs::{Attr, FileHandle};
 
+use super::fetch::Registered;
 use super::node::Node;
 use super::{Core, DiskCache};
 use crate::FileKey;
@@ -25,27 +25,19 @@ pub struct Version {
 /// Data that is on its way: what changes the file meanwhile is noticed.
 pub struct Expected {
     core: Arc<Core>,
-    node: Arc<Node>,
+    registered: Registered<Arc<Node>>,
     key: FileKey,
-    number: u64,
     asked: u64,
-}
-
-impl Drop for Expected {
-    fn drop(&mut self) {
-        let mut state = self.node.state.lock();
-        state.fetches.retain(|fetch| fetch.number != self.number);
-    }
 }
 
 impl Expected {
     /// Says whether nothing in the range has changed, and the file is still that version.
     pub fn is_current(&self) -> bool {
-        let state = self.node.state.lock();
-        let mut fetches = state.fetches.iter();
-        self.node.key() == self.key
+        let node = &self.registered.node;
+        let state = node.state.lock();
+        node.key() == self.key
             && state.conflict.is_none()
-            && fetches.any(|fetch| fetch.number == self.number && !fetch.overtaken)
+            && !self.registered.is_overtaken_in(&state)
     }
 
     /// Stores whole blocks within the range (the last may end with the file). Returns whether they
@@ -84,7 +76,7 @@ impl Expected {
 
     /// Takes attributes that came with the answer.
     pub fn observe(&self, mut attr: Attr) {
-        self.core.observe(&self.node.handle, &mut attr, self.asked);
+        self.core.observe(&self.registered.node.handle, &mut attr, self.asked);
     }
 }
 
@@ -129,23 +121,13 @@ impl DiskCache {
             return None;
         }
         let asked = self.core.ask();
-        let number = self.core.registered(&node, start, end);
-        Some(Expected { core: self.core.clone(), node, key, number, asked })
+        let registered = self.core.register(node, start, end);
+        Some(Expected { core: self.core.clone(), registered, key, asked })
     }
 
     /// Returns the directory and the name that a file was last seen under.
     pub fn place_of(&self, file: &FileHandle) -> Option<(FileHandle, Bytes)> {
         let listed = || self.core.places.lock().peek(file).cloned();
         self.core.index.name_of(file).or_else(listed)
-    }
-}
-
-impl Core {
-    /// As [`Core::register`]; the caller takes it back.
-    pub(super) fn registered(&self, node: &Node, start: u64, end: u64) -> u64 {
-        let number = self.fetch_number.fetch_add(1, Ordering::Relaxed);
-        let fetch = super::node::Fetch { number, start, end, overtaken: false, outdated: false };
-        node.state.lock().fetches.push(fetch);
-        number
     }
 }

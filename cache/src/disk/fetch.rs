@@ -1,5 +1,6 @@
 //! Fetching what is missing, and storing it.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -7,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use gridvfs_vfs::{Caller, Error, Result, Status, Vfs};
 
 use super::Core;
-use super::node::{Fetch, Node};
+use super::node::{Fetch, Node, State};
 use super::options::{CacheKind, Treatment};
 use crate::FileKey;
 use crate::counters::add;
@@ -17,36 +18,49 @@ use crate::store::{BLOCK_BYTES, StoreError};
 const WHOLE_STEP_BYTES: u64 = 1 << 20;
 
 /// A fetch that is known to the file's changes while it lives.
-pub(super) struct Registered<'a> {
-    node: &'a Node,
+pub(super) struct Registered<N: Deref<Target = Node>> {
+    pub node: N,
     number: u64,
 }
 
-impl Drop for Registered<'_> {
+impl<N: Deref<Target = Node>> Drop for Registered<N> {
     fn drop(&mut self) {
         let mut state = self.node.state.lock();
         state.fetches.retain(|fetch| fetch.number != self.number);
     }
 }
 
-impl Registered<'_> {
+impl<N: Deref<Target = Node>> Registered<N> {
+    /// Says whether what comes may be older than what is in the cache.
     pub fn is_overtaken(&self) -> bool {
-        self.is(|fetch| fetch.overtaken)
+        self.is_overtaken_in(&self.node.state.lock())
+    }
+
+    /// The same where the node's state is locked already.
+    pub fn is_overtaken_in(&self, state: &State) -> bool {
+        self.is(state, |fetch| fetch.overtaken)
     }
 
     fn is_outdated(&self) -> bool {
-        self.is(|fetch| fetch.outdated)
+        self.is(&self.node.state.lock(), |fetch| fetch.outdated)
     }
 
-    fn is(&self, what: impl Fn(&Fetch) -> bool) -> bool {
-        let state = self.node.state.lock();
+    fn is(&self, state: &State, what: impl Fn(&Fetch) -> bool) -> bool {
         state.fetches.iter().any(|fetch| fetch.number == self.number && what(fetch))
     }
 }
 
 impl Core {
-    pub(super) fn register<'a>(&self, node: &'a Node, start: u64, end: u64) -> Registered<'a> {
-        Registered { node, number: self.registered(node, start, end) }
+    pub(super) fn register<N: Deref<Target = Node>>(
+        &self,
+        node: N,
+        start: u64,
+        end: u64,
+    ) -> Registered<N> {
+        let number = self.fetch_number.fetch_add(1, Ordering::Relaxed);
+        let fetch = Fetch { number, start, end, overtaken: false, outdated: false };
+        node.state.lock().fetches.push(fetch);
+        Registered { node, number }
     }
 
     /// Reads `start..end`, and a little around it, from below, and stores it. Returns where the

@@ -260,7 +260,7 @@ impl Core {
             return;
         }
         let count = (size.next_multiple_of(4096)).min(self.small_max_bytes) as u32;
-        let registered = self.register(&node, 0, u64::from(count));
+        let registered = self.register(&*node, 0, u64::from(count));
         let Ok(read) = self.client.read(caller, handle, 0, count).await else { return };
         let Some(mut attr) = read.attr else { return };
         if !read.eof && (read.data.len() as u64) < attr.size {

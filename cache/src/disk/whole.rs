@@ -54,7 +54,7 @@ impl Core {
     /// Moves a version's blocks from the block store to a file.
     fn make_whole(&self, node: &Arc<Node>, key: FileKey, size: u64) -> Result<(), StoreError> {
         let Some(_one_at_a_time) = self.making_whole.try_lock() else { return Ok(()) };
-        let registered = self.register(node, 0, size);
+        let registered = self.register(&**node, 0, size);
         let file = self.store.files.begin(key, size, size)?;
         let mut piece = vec![0; PIECE_BYTES];
         let mut at = 0;

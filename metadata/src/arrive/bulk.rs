@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use gridvfs_vfs::{Caller, Result};
+use gridvfs_vfs::{Caller, FetchedRun, Result};
 use tokio::sync::Semaphore;
 
-use super::take::Piece;
 use super::{Arrival, SPAN_BYTES};
 use crate::actions::Stream;
 use crate::counters::add;
@@ -319,10 +318,11 @@ impl Arrival {
         let work = tokio::task::spawn_blocking(move || {
             let end = offset + data.len() as u64;
             let key = arrival.version.key;
-            arrival.check_data(offset, &data)?;
             let expected = arrival.disk.expect(&arrival.file, key, offset, end);
             let expected = expected.ok_or_else(super::take::outdated)?;
-            arrival.store(&expected, offset, Piece::Data(&data))?;
+            let length = data.len() as u32;
+            arrival
+                .take_runs(&expected, &[FetchedRun { offset, length, data: Some(data.into()) }])?;
             add(&arrival.counters.arrived_bytes, end - offset);
             Ok::<(), gridvfs_vfs::Error>(())
         });

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use bytes::{Bytes, BytesMut};
 use gridvfs_cache::disk::Expected;
 use gridvfs_vfs::{
-    Caller, Error, FETCH_BYTES_MAX, FETCH_RANGES_MAX, Fetched, FetchedRange, Result, Status, Vfs,
+    Caller, Error, FETCH_BYTES_MAX, FETCH_RANGES_MAX, Fetched, FetchedRange, FetchedRun, Result,
+    Status, Vfs,
 };
 use tokio::task::JoinSet;
 
@@ -140,40 +141,41 @@ impl Arrival {
     /// Checks what came and stores it.
     fn take_all(&self, to: &Expected, ranges: &[FetchedRange]) -> Result<()> {
         for range in ranges {
-            let pieces = Pieces::of(range).ok_or_else(|| {
-                Error::Protocol("blocks that came do not fit what was told of them".into())
-            })?;
-            self.check(&pieces)?;
-            for (offset, piece) in pieces.runs() {
-                self.store(to, offset, piece)?;
+            if !range.is_sound() {
+                let why = "blocks that came do not fit what was told of them";
+                return Err(Error::Protocol(why.into()));
             }
+            let runs: Vec<FetchedRun> = range.runs().collect();
+            self.take_runs(to, &runs)?;
             add(&self.counters.arrived_bytes, range.data.len() as u64);
         }
         Ok(())
     }
 
+    /// Checks and stores bytes that lie side by side.
+    pub(super) fn take_runs(&self, to: &Expected, runs: &[FetchedRun]) -> Result<()> {
+        self.check(runs)?;
+        runs.iter().try_for_each(|run| self.store(to, run))
+    }
+
     /// Compares what came with the hashes.
-    fn check(&self, pieces: &Pieces<'_>) -> Result<()> {
-        self.check_blocks(pieces.offset, pieces.blocks.iter().copied())
-    }
-
-    /// The same for bytes as they are.
-    pub(super) fn check_data(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.check_blocks(offset, data.chunks(BLOCK))
-    }
-
-    fn check_blocks<'a>(&self, offset: u64, parts: impl Iterator<Item = &'a [u8]>) -> Result<()> {
+    fn check(&self, runs: &[FetchedRun]) -> Result<()> {
         let Some(hashes) = self.facts.hashes() else { return Ok(()) };
         let block = self.facts.block_bytes();
         let mut hasher = blake3::Hasher::new();
-        let (mut at, mut filled) = (offset, 0);
-        for data in parts {
-            hasher.update(data);
-            at += data.len() as u64;
-            filled += data.len() as u64;
-            if filled == block || at == self.version.size {
-                let number = (at - filled) / block;
-                if hashes.get(number).is_some_and(|hash| *hasher.finalize().as_bytes() != hash) {
+        let mut filled = 0;
+        for run in runs {
+            for from in (0..run.length as usize).step_by(BLOCK) {
+                let to = (from + BLOCK).min(run.length as usize);
+                let zeros = &ZEROS[..to - from];
+                hasher.update(run.data.as_ref().map_or(zeros, |data| &data[from..to]));
+                filled += (to - from) as u64;
+                let at = run.offset + to as u64;
+                if filled < block && at < self.version.size {
+                    continue;
+                }
+                let hash = hashes.get((at - filled) / block);
+                if hash.is_some_and(|hash| *hasher.finalize().as_bytes() != hash) {
                     self.refute(&format!("what came at {} has another hash", at - filled));
                     return Err(outdated());
                 }
@@ -184,12 +186,12 @@ impl Arrival {
         Ok(())
     }
 
-    /// Stores a run of blocks: data, or zeros.
-    pub(super) fn store(&self, to: &Expected, offset: u64, piece: Piece<'_>) -> Result<()> {
-        let stored = match piece {
-            Piece::Data(data) => to.put(offset, data),
-            Piece::Zeros(length) => {
-                let end = offset + length;
+    /// Stores a run of blocks.
+    fn store(&self, to: &Expected, run: &FetchedRun) -> Result<()> {
+        let (offset, end) = (run.offset, run.offset + u64::from(run.length));
+        let stored = match &run.data {
+            Some(data) => to.put(offset, data),
+            None => {
                 if self.whole.load(Ordering::Acquire) {
                     to.put_zeros(offset, end);
                 }
@@ -235,98 +237,6 @@ async fn read_whole(
         all.extend_from_slice(&read.data);
         if read.eof || read.data.is_empty() || all.len() as u64 >= end - start {
             return Ok(all.freeze());
-        }
-    }
-}
-
-/// A run of blocks that came.
-pub(super) enum Piece<'a> {
-    Data(&'a [u8]),
-    /// So many bytes.
-    Zeros(u64),
-}
-
-/// The blocks of a range that came, in order, zeros put back.
-struct Pieces<'a> {
-    offset: u64,
-    data: &'a [u8],
-    /// Each of 4 KiB, but the last.
-    blocks: Vec<&'a [u8]>,
-    zero: Vec<bool>,
-}
-
-impl<'a> Pieces<'a> {
-    /// `None` if the data is not what the bitmap says.
-    fn of(range: &'a FetchedRange) -> Option<Self> {
-        let count = (range.length as usize).div_ceil(BLOCK);
-        let mut rest = &range.data[..];
-        let (mut blocks, mut zero) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        for number in 0..count {
-            let length = BLOCK.min(range.length as usize - number * BLOCK);
-            let is_zero = *range.zero.get(number / 8)? >> (number % 8) & 1 == 1;
-            let block = match is_zero {
-                true => &ZEROS[..length],
-                false => {
-                    let (block, after) = rest.split_at_checked(length)?;
-                    rest = after;
-                    block
-                }
-            };
-            blocks.push(block);
-            zero.push(is_zero);
-        }
-        rest.is_empty().then_some(Self { offset: range.offset, data: &range.data, blocks, zero })
-    }
-
-    /// The runs of blocks of one kind, each with its offset in the file.
-    fn runs(&self) -> Vec<(u64, Piece<'a>)> {
-        let mut runs = Vec::new();
-        let (mut first, mut taken) = (0, 0);
-        while first < self.zero.len() {
-            let kind = self.zero[first];
-            let count = self.zero[first..].iter().take_while(|zero| **zero == kind).count();
-            let bytes: usize = self.blocks[first..first + count].iter().map(|b| b.len()).sum();
-            let offset = self.offset + (first * BLOCK) as u64;
-            if kind {
-                runs.push((offset, Piece::Zeros(bytes as u64)));
-            } else {
-                runs.push((offset, Piece::Data(&self.data[taken..taken + bytes])));
-                taken += bytes;
-            }
-            first += count;
-        }
-        runs
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn runs_are_of_one_kind() {
-        let data = Bytes::from([vec![1; BLOCK], vec![2; BLOCK], vec![3; 10]].concat());
-        let length = (4 * BLOCK + 10) as u32;
-        let range = FetchedRange { offset: 8192, length, zero: vec![0b01100], data };
-        let pieces = Pieces::of(&range).expect("fits");
-        let runs: Vec<(u64, u64, u8)> = pieces
-            .runs()
-            .iter()
-            .map(|(offset, piece)| match piece {
-                Piece::Data(data) => (*offset, data.len() as u64, data[0]),
-                Piece::Zeros(length) => (*offset, *length, 0),
-            })
-            .collect();
-        let block = BLOCK as u64;
-        assert_eq!(
-            runs,
-            [(8192, 2 * block, 1), (8192 + 2 * block, 2 * block, 0), (8192 + 4 * block, 10, 3)]
-        );
-        for (zero, length) in
-            [(vec![0b00100], length), (vec![], length), (vec![0b01100], length + 1)]
-        {
-            let range = FetchedRange { zero, length, ..range.clone() };
-            assert!(Pieces::of(&range).is_none());
         }
     }
 }
