@@ -169,7 +169,7 @@ impl Core {
             }
             NameChange::Set { file, set, before } => {
                 let before = before.filter(|_| !pending.forced);
-                self.make_set(caller, file, set, before).await?;
+                self.make_set(caller, file, set, before, pending.doubt).await?;
                 Ok(Made::Change)
             }
         }
@@ -205,7 +205,7 @@ impl Core {
                     // A server that died in the middle has made it, and not set its times. Should it
                     // be others', nothing is in it.
                     Some(it) if doubt && it.atime == it.mtime => {
-                        self.make_set(caller, &handle, &Set::of_new(attr), None).await?;
+                        self.make_set(caller, &handle, &Set::of_new(attr), None, doubt).await?;
                         (handle, None)
                     }
                     _ => return Err(Failure::Conflict(ConflictKind::Exists)),
@@ -314,6 +314,7 @@ impl Core {
         file: &FileHandle,
         set: &Set,
         before: Option<(u64, Time)>,
+        doubt: bool,
     ) -> Result<(), Failure> {
         let server = self.server_handle(file)?;
         let client = &self.names.client;
@@ -321,7 +322,9 @@ impl Core {
             let attr = client.getattr(caller, &server).await?;
             let now = (attr.size, attr.mtime);
             let after = (set.size.unwrap_or(before.0), set.mtime.unwrap_or(before.1));
-            if now != before && now != after {
+            // A server that died in the middle has cut it, and not set its times.
+            let half = doubt && attr.size != before.0 && Some(attr.size) == set.size;
+            if now != before && now != after && !half {
                 return Err(Failure::Conflict(ConflictKind::Changed));
             }
         }

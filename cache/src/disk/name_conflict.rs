@@ -29,9 +29,12 @@ impl Core {
         found.into_iter().map(conflict).collect()
     }
 
-    /// Says whether a change of a file has stopped.
-    pub fn has_name_conflict(&self, file: &FileHandle) -> bool {
-        self.stopped(file).is_some()
+    /// Says whether a change has stopped that a file's data has to wait for: of the file itself, or of
+    /// one that had its name before.
+    pub fn waits_for_conflict(&self, file: &FileHandle) -> bool {
+        let queue = self.names.queue.lock();
+        let all = queue.closure(queue.of_file(file));
+        all.iter().any(|number| queue.ops.get(number).is_some_and(|it| it.conflict.is_some()))
     }
 
     fn stopped(&self, file: &FileHandle) -> Option<(u64, Pending)> {

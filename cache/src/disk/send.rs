@@ -182,7 +182,7 @@ impl Core {
         // Before a slot is taken: what the file has to wait for may be data of another.
         if let Err(error) = self.names.settle_file(&node.handle).await {
             // What stopped is told there, and is no conflict of the data.
-            let stopped = self.has_name_conflict(&node.handle);
+            let stopped = self.waits_for_conflict(&node.handle);
             if stopped || !is_gone(&error) {
                 let error = if stopped { Status::EXIST.into() } else { error };
                 self.failed(node, &error, lazy);
