@@ -24,6 +24,8 @@ const SCORE_TO_GO: u32 = 24;
 const SCORE_TO_LEAVE: u32 = 12;
 /// Requests between two looks at where the program is: these cost as much as an answer.
 const LOOK_EVERY: u32 = 64;
+/// After so many looks in a row that find requests which did not wait for an answer, a thread leaves.
+const BUSY_LOOKS_MAX: u32 = 2;
 
 #[derive(Default)]
 struct Locality {
@@ -33,6 +35,8 @@ struct Locality {
     /// Requests since the last look, and how often the thread had waited for one until then.
     requests: u32,
     waits: i64,
+    /// Looks in a row that found the thread busy.
+    busy_looks: u32,
     /// The processors that the thread may use, once it has left them for one.
     all: Option<CpuSet>,
     /// The processor that it is on.
@@ -77,10 +81,15 @@ impl Locality {
         let waits = getrusage(UsageWho::RUSAGE_THREAD)
             .map_or(self.waits, |usage| usage.voluntary_context_switches());
         let waited = waits - std::mem::replace(&mut self.waits, waits);
-        if waited < i64::from(requests) * 3 / 4 {
-            self.score = 0;
-            return self.leave();
+        if waited < i64::from(requests) / 2 {
+            self.busy_looks += 1;
+            if self.at.is_none() || self.busy_looks >= BUSY_LOOKS_MAX {
+                self.score = 0;
+                self.leave();
+            }
+            return;
         }
+        self.busy_looks = 0;
         let processor = processor_of(self.program);
         if processor.is_none() || processor == self.at {
             return;
