@@ -254,6 +254,12 @@ impl Core {
             state.overtake(offset, u64::MAX);
             state.changed_at = self.tick();
             state.settled = false;
+            if matches!(how, Allocation::Reserve | Allocation::ZeroRange)
+                && let Some(size) = node.size()
+            {
+                // While times are still to be set, no answer of the server's tells the size.
+                node.set_size(Some(size.max(end)));
+            }
             if matches!(
                 how,
                 Allocation::PunchHole | Allocation::ZeroRange | Allocation::ZeroRangeKeepSize

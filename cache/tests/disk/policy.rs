@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use gridvfs_cache::disk::{AtEnd, ConflictKind, Consistency, Left, Policy, Resolution};
-use gridvfs_vfs::{Error, SetAttr, SetTime, Status, Time, Vfs};
+use gridvfs_vfs::{Allocation, Error, SetAttr, SetTime, Status, Time, Vfs};
 
 use super::world::*;
 
@@ -48,6 +48,32 @@ fn a_change_by_others_is_seen_at_the_next_open() {
     let file = session.lookup("a").expect("there");
     session.open_file(&file).expect("opened");
     assert!(session.read(&file, 0, 100_000).expect("read") == changed);
+}
+
+#[test]
+fn allocated_room_is_there_at_once() {
+    for (policy, consistency) in [
+        (Policy::WriteBack, Consistency::Shared),
+        (Policy::WriteBack, Consistency::Dedicated),
+        (Policy::WriteThrough, Consistency::Shared),
+    ] {
+        let world = World::new(policy, consistency);
+        std::fs::write(world.at_server("a"), b"x").expect("written");
+        let session = world.open();
+        let file = session.lookup("a").expect("there");
+        session.open_file(&file).expect("opened");
+        // Some of them come between the data's being sent and the setting of its times.
+        for number in 1..60 {
+            session.write(&file, 0, &pattern(number, 4096)).expect("written");
+            let size = number * 8192;
+            let (caller, how) = (session.caller(), Allocation::Reserve);
+            let call = session.cache.allocate(&caller, &file, 0, size, how);
+            session.wait(call).expect("allocated");
+            assert_eq!(session.size(&file), size, "{policy:?}, {consistency:?}, {number}");
+        }
+        session.close().expect("ended");
+        assert_eq!(read_at_server(&world, "a").len(), 59 * 8192);
+    }
 }
 
 #[test]
