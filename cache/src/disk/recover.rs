@@ -114,6 +114,15 @@ impl Core {
         }
     }
 
+    /// Makes room for what will be written, if it is to stay here for a while.
+    fn make_room(&self) {
+        if self.settings.read().policy == Policy::WriteBack
+            && let Err(error) = self.journal.make_room()
+        {
+            log::debug!("no room is made for the journal: {error}");
+        }
+    }
+
     /// Says whether unsent data is to stay here.
     pub fn is_held(&self) -> bool {
         self.held.load(Ordering::Acquire)
@@ -222,12 +231,14 @@ impl Core {
 /// Keeps the house while the cache lives.
 pub(crate) async fn keep_house(core: Weak<Core>) {
     let mut pauses = 0;
+    if let Some(core) = core.upgrade() {
+        // For the first writes.
+        let _ = tokio::task::spawn_blocking(move || core.make_room()).await;
+    }
     loop {
         {
             let Some(core) = core.upgrade() else { return };
-            if pauses > 0 {
-                let _ = tokio::time::timeout(PAUSE, core.reclaim.notified()).await;
-            }
+            let _ = tokio::time::timeout(PAUSE, core.reclaim.notified()).await;
         }
         let Some(core) = core.upgrade() else { return };
         pauses += 1;
@@ -237,11 +248,7 @@ pub(crate) async fn keep_house(core: Weak<Core>) {
                 log::warn!("the journal: {error}");
             }
             core.room.notify_waiters();
-            if core.settings.read().policy == Policy::WriteBack
-                && let Err(error) = core.journal.make_room()
-            {
-                log::debug!("no room is made for the journal: {error}");
-            }
+            core.make_room();
             if sync {
                 core.store.fit();
                 core.sync_store();
