@@ -153,6 +153,10 @@ impl Core {
         }
         let _turn = self.hold(&node).await?;
         self.intend_cut(&node, size).await?;
+        if self.treatment(&node).is_lazy() {
+            // After a power loss, too, the next process is to know who cut the file.
+            self.sync_journal().await?;
+        }
         crash::point(crash::Point::BEFORE_CUT);
         let changing = node.changing();
         let asked = self.ask();
