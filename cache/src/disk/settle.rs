@@ -38,6 +38,14 @@ impl Core {
             (state.times, state.writer.clone())
         };
         let caller = writer.unwrap_or_else(|| Arc::new(self.own.clone()));
+        if lazy
+            && times != Default::default()
+            && let Err(error) = self.sync_journal().await
+        {
+            // After a power loss, too, the next process is to know who has set them.
+            self.failed(node, &error, true);
+            return;
+        }
         crash::point(crash::Point::BEFORE_SETTLE);
         let asked = self.ask();
         let set = |time: Option<_>| time.map_or(SetTime::Keep, SetTime::To);
