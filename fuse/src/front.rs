@@ -15,16 +15,15 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, BackingId, BsdFileFlags, Errno, FileAttr, FileHandle as Fh, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    AccessFlags, BsdFileFlags, Errno, FileHandle as Fh, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use gridvfs_vfs::{Caller, Error, FileKind, Result, SeekWhence, SetAttr, SetTime, Status, Time};
+use gridvfs_vfs::{Caller, Error, FileKind, Result, SeekWhence, SetAttr, Status};
 
 use crate::callers::Callers;
-use crate::core::{Core, Found, Opened, file_type};
+use crate::core::{Core, Found, file_type};
 use crate::counters::{Counters, Operation};
 use crate::entries::{absent, add_entry, visible};
 use crate::hand;
@@ -32,6 +31,7 @@ use crate::inodes::Inode;
 use crate::locality;
 use crate::passthrough::{self, Way};
 use crate::pending::Pending;
+use crate::replies::{attr_reply, data_reply, empty_reply, errno, open_flags, set_time};
 
 /// The longest name that Linux file systems have, in bytes.
 const NAME_MAX: u32 = 255;
@@ -47,10 +47,6 @@ pub(crate) struct Front {
     pub pending: Arc<Pending>,
     pub callers: Callers,
     pub counters: Arc<Counters>,
-}
-
-fn errno(error: &Error) -> Errno {
-    Errno::from_i32(error.errno())
 }
 
 impl Front {
@@ -119,21 +115,6 @@ impl Front {
 
     fn entry_reply(&self, reply: ReplyEntry) -> impl FnOnce(Result<Found>) + Send + 'static {
         self.entry_reply_or_absence(reply, Duration::ZERO)
-    }
-}
-
-fn empty_reply(reply: ReplyEmpty) -> impl FnOnce(Result<()>) + Send + 'static {
-    move |result| match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(&error)),
-    }
-}
-
-fn set_time(time: Option<TimeOrNow>) -> SetTime {
-    match time {
-        None => SetTime::Keep,
-        Some(TimeOrNow::Now) => SetTime::ServerNow,
-        Some(TimeOrNow::SpecificTime(time)) => SetTime::To(Time::from_system_time(time)),
     }
 }
 
@@ -784,33 +765,6 @@ impl Front {
             }
             Err(error) => reply.error(errno(&error)),
         }
-    }
-}
-
-fn open_flags(way: &Way<BackingId>, opened: &Opened) -> FopenFlags {
-    let mut flags = match way {
-        Way::Cached if opened.keep => FopenFlags::FOPEN_KEEP_CACHE,
-        Way::Cached => FopenFlags::empty(),
-        Way::Direct | Way::Served(_) => FopenFlags::FOPEN_DIRECT_IO,
-        // The kernel refuses any other flag here.
-        Way::Passthrough(_) => return FopenFlags::empty(),
-    };
-    // Whoever only reads has nothing to send at close.
-    flags.set(FopenFlags::FOPEN_NOFLUSH, !opened.file.writes());
-    flags
-}
-
-fn attr_reply(reply: ReplyAttr, life: Duration) -> impl FnOnce(Result<FileAttr>) + Send + 'static {
-    move |result| match result {
-        Ok(attr) => reply.attr(&life, &attr),
-        Err(error) => reply.error(errno(&error)),
-    }
-}
-
-fn data_reply(reply: ReplyData) -> impl FnOnce(Result<Bytes>) + Send + 'static {
-    move |result| match result {
-        Ok(data) => reply.data(&data),
-        Err(error) => reply.error(errno(&error)),
     }
 }
 

@@ -17,6 +17,7 @@ mod mount;
 mod options;
 mod passthrough;
 mod pending;
+mod replies;
 mod session;
 mod silly;
 
