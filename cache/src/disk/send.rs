@@ -155,9 +155,7 @@ impl Core {
         // While more is handed on: what the server has is copied to the store meanwhile, not at the end
         // of a large file.
         if !lazy && !state.committing && state.handed_bytes >= COMMIT_BYTES {
-            state.committing = true;
-            state.handed_bytes = 0;
-            return Step::Commit(state.handed);
+            return commit(state);
         }
         if waiting && (hurry || due || wanted > state.handed) {
             return Step::Hand;
@@ -174,9 +172,7 @@ impl Core {
                 || state.handed_bytes >= COMMIT_BYTES
                 || (!waiting && (lazy || hurry || more_epochs || now >= commit_at)))
         {
-            state.committing = true;
-            state.handed_bytes = 0;
-            return Step::Commit(state.handed);
+            return commit(state);
         }
         let times = [
             (waiting && !held).then_some(due_at),
@@ -626,6 +622,13 @@ fn group_of(extents: &[Extent]) -> (Vec<Extent>, usize) {
     };
     let count = extents.iter().position(full).unwrap_or(extents.len()).max(1);
     (extents[..count].to_vec(), count)
+}
+
+/// What was handed on is to be committed.
+fn commit(state: &mut State) -> Step {
+    state.committing = true;
+    state.handed_bytes = 0;
+    Step::Commit(state.handed)
 }
 
 /// Says whether an error tells that the file is not there any more.

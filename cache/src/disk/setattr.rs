@@ -153,10 +153,6 @@ impl Core {
         }
         let _turn = self.hold(&node).await?;
         self.intend_cut(&node, size).await?;
-        if self.treatment(&node).is_lazy() {
-            // After a power loss, too, the next process is to know who cut the file.
-            self.sync_journal().await?;
-        }
         crash::point(crash::Point::BEFORE_CUT);
         let changing = node.changing();
         let asked = self.ask();
@@ -215,13 +211,20 @@ impl Core {
             // Afterwards nobody could tell.
             self.check_base(node).await?;
         }
-        let mut state = node.state.lock();
-        if let Some(kind) = state.conflict {
-            // The server's version is kept, too.
-            return Err(kind.error());
+        {
+            let mut state = node.state.lock();
+            if let Some(kind) = state.conflict {
+                // The server's version is kept, too.
+                return Err(kind.error());
+            }
+            state.intents_in_doubt = false;
+            self.log(&mut state, Record::CutIntent { handle: node.handle, size })?;
         }
-        state.intents_in_doubt = false;
-        self.log(&mut state, Record::CutIntent { handle: node.handle, size })
+        if self.treatment(node).is_lazy() {
+            // After a power loss, too.
+            self.sync_journal().await?;
+        }
+        Ok(())
     }
 
     /// fallocate(2): everything unsent goes to the server first.
