@@ -29,7 +29,7 @@ Options (-o) of the disk cache:
   cache_size=8G            the most that it holds; K, M, G, T
   cache_banks=512, cache_ways=16, cache_frame=64K
   cache_share              several read-only mounts share one cache
-  settings=FILE            TOML with the keys below and rules = [\"GLOB:WORD\", …];
+  settings=FILE            TOML with these options as keys (docs/settings.md);
                            read again at SIGHUP; what is given here wins over it
   passthrough=auto|off     the kernel may read whole files by itself
   kernel_writeback=auto|off  the kernel may gather writes where that is safe
@@ -78,6 +78,8 @@ enum Command {
     Flush(StatusArgs),
     /// Change a session's settings while it runs
     Set(SetArgs),
+    /// Show a session's settings, and where each comes from
+    Config(ConfigArgs),
     /// List the files that others changed under unsent data, or resolve one
     Conflicts(ConflictsArgs),
     /// The disk cache: what it holds, and what it is to hold
@@ -97,10 +99,14 @@ enum Command {
 #[derive(Args, Clone)]
 pub struct MountArgs {
     /// [USER@]HOST:/path, nfs://ADDR[:PORT]/export, gridvfs+unix:/socket, gridvfs://ADDR:PORT,
-    /// or a local directory
-    pub source: String,
-    /// An empty directory
-    pub mountpoint: PathBuf,
+    /// or a local directory; or the NAME of a session file (docs/settings.md)
+    #[arg(required_unless_present = "config")]
+    pub source: Option<String>,
+    /// An empty directory (default: the session file's)
+    pub mountpoint: Option<PathBuf>,
+    /// Mount the session of this file
+    #[arg(long, value_name = "FILE", conflicts_with = "source")]
+    pub config: Option<PathBuf>,
     /// Mount options, comma-separated: stripes=4, ro, timeout=SECONDS (default: wait for ever),
     /// ssh_command=, gridvfs_command= (on HOST), nfs=ADDR[:PORT] (HOST's proxy forwards to that
     /// NFS server), no_proxy (ssh -W to the NFS server), mountport=, cred=UID[:GID],
@@ -109,7 +115,7 @@ pub struct MountArgs {
     /// of the disk cache, listed below
     #[arg(short = 'o', value_name = "KEY=VALUE,…")]
     pub options: Vec<String>,
-    /// The session's name (default: from the mount point)
+    /// The session's name (default: the session file's, or from the mount point)
     #[arg(long, value_name = "NAME")]
     pub session: Option<String>,
     /// Stay in the foreground
@@ -123,7 +129,7 @@ pub struct MountArgs {
     pub port: Option<u16>,
     /// An ssh configuration file
     #[arg(short = 'F', value_name = "FILE")]
-    pub ssh_config: Option<String>,
+    pub ssh_config: Option<PathBuf>,
     /// A file with the session key, for gridvfs:// and gridvfs+unix: sources
     #[arg(long, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
@@ -201,6 +207,26 @@ pub struct SetArgs {
     /// Print the settings as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `gridvfs config`.
+#[derive(Args)]
+pub struct ConfigArgs {
+    #[command(subcommand)]
+    pub command: ConfigCommand,
+}
+
+/// What can be done with settings.
+#[derive(Subcommand)]
+pub enum ConfigCommand {
+    /// Print each value, and whether it is a default, from a file (and its line), -o or set
+    Show {
+        /// A session's name or mount point, the NAME of a session file, or the path of one
+        session: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Arguments of `gridvfs conflicts`.
@@ -402,6 +428,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
         Command::Writeback(args) => commands::status::write_back(args),
         Command::Flush(args) => commands::status::flush(args),
         Command::Set(args) => commands::set::run(args),
+        Command::Config(args) => commands::config::run(args.command),
         Command::Conflicts(args) => commands::conflicts::run(args),
         Command::Cache(args) => commands::cache::run(args.command),
         Command::Profile(args) => commands::profile::run(args),

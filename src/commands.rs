@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod clone;
+pub mod config;
 pub mod conflicts;
 pub mod meta;
 pub mod mount;

@@ -1,5 +1,6 @@
 //! Where the command keeps what it needs between runs: the runtime directory (sockets, gone at
-//! log-out) and the state directory (logs, file handle tables, secrets).
+//! log-out) and the state directory (logs, file handle tables, secrets); and where people keep their
+//! session files.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -52,7 +53,21 @@ pub fn cache() -> Result<PathBuf> {
     Ok(base.join("gridvfs"))
 }
 
-fn home() -> Option<PathBuf> {
+/// Returns where session files are, the user's own place first: `$XDG_CONFIG_HOME/gridvfs` or
+/// `~/.config/gridvfs`, and for root `/etc/gridvfs`. They need not exist.
+pub fn config() -> Vec<PathBuf> {
+    let own = match (std::env::var_os("XDG_CONFIG_HOME"), home()) {
+        (Some(path), _) if Path::new(&path).is_absolute() => Some(PathBuf::from(path)),
+        (_, Some(home)) => Some(home.join(".config")),
+        _ => None,
+    };
+    let own = own.map(|base| base.join("gridvfs"));
+    let system = nix::unistd::geteuid().is_root().then(|| PathBuf::from("/etc/gridvfs"));
+    own.into_iter().chain(system).collect()
+}
+
+/// Returns the home directory of who runs this.
+pub fn home() -> Option<PathBuf> {
     // $HOME survives `runuser` and `sudo -E` though it is another user's: ask who we are.
     let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten();
     let environment = std::env::var_os("HOME").map(PathBuf::from);

@@ -1,9 +1,15 @@
-//! The `-o KEY=VALUE,…` options: as typed, they become validated [`Settings`] here and nowhere
-//! else.
+//! The settings of a mount: defaults, files and the command line, as given, become validated
+//! [`Settings`] here and nowhere else.
 
 mod cache;
+mod file;
+mod item;
+mod keys;
+mod layers;
 mod metadata;
+mod show;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -11,7 +17,10 @@ use anyhow::{Context, Result, bail};
 use crate::report::Hinted;
 
 pub use cache::{CacheOptions, Changes, settings_json, size};
+pub use item::{Item, Origin};
+pub use layers::{Layers, Reading, named_session_file, session_file};
 pub use metadata::MetadataOptions;
+pub use show::{Provenance, Shown, differences, row};
 
 /// Settings of a mount, each with its default.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +29,10 @@ pub struct Settings {
     pub stripes: usize,
     /// The ssh command and its arguments.
     pub ssh_command: Vec<String>,
+    /// A configuration file for ssh.
+    pub ssh_config: Option<PathBuf>,
+    /// Options of ssh's own, `KEY=VALUE`.
+    pub ssh_options: Vec<String>,
     /// The command that runs gridvfs on the host.
     pub gridvfs_command: Option<String>,
     /// `ADDR[:PORT]` of an NFSv3 server, as the host sees it.
@@ -46,6 +59,8 @@ pub struct Settings {
     pub nonempty: bool,
     /// The identity that an NFS server is shown, where none of our proxies maps it: uid and gid.
     pub credential: Option<(u32, u32)>,
+    /// A file with the session key, for standing proxies.
+    pub key_file: Option<PathBuf>,
     /// For how many seconds a session without channels lasts on the host.
     pub linger_seconds: u32,
     /// Passed on to the kernel's mount as they are: `nosuid`, `noatime` and so on.
@@ -61,6 +76,8 @@ impl Default for Settings {
         Self {
             stripes: 4,
             ssh_command: vec!["ssh".into()],
+            ssh_config: None,
+            ssh_options: Vec::new(),
             gridvfs_command: None,
             nfs: None,
             no_proxy: false,
@@ -74,6 +91,7 @@ impl Default for Settings {
             default_permissions: false,
             nonempty: false,
             credential: None,
+            key_file: None,
             linger_seconds: 300,
             kernel: Vec::new(),
             cache: CacheOptions::default(),
@@ -85,72 +103,61 @@ impl Default for Settings {
 /// The most stripes: beyond it, sshd's MaxStartups would drop log-ins at random.
 const STRIPES_MAX: usize = 10;
 
-const KEYS: &[&str] = &[
-    "stripes",
-    "ssh_command",
-    "gridvfs_command",
-    "nfs",
-    "no_proxy",
-    "mountport",
-    "timeout",
-    "attr_timeout",
-    "entry_timeout",
-    "negative_timeout",
-    "ro",
-    "rw",
-    "allow_other",
-    "default_permissions",
-    "nonempty",
-    "cred",
-    "linger",
-];
-
-/// Options of the kernel's own, which fusermount3 takes.
-const KERNEL_FLAGS: &[&str] = &[
-    "suid", "nosuid", "dev", "nodev", "exec", "noexec", "atime", "noatime", "sync", "async",
-    "dirsync",
-];
-
-/// What fstab and sshfs users write that asks for nothing here: it is so anyway, or it is for
-/// mount(8) and systemd.
-const IGNORED: &[&str] = &[
-    "reconnect",
-    "auto",
-    "noauto",
-    "user",
-    "users",
-    "nouser",
-    "owner",
-    "nofail",
-    "_netdev",
-    "defaults",
-    "relatime",
-    "diratime",
-];
-
 impl Settings {
-    /// Reads `-o` options over the defaults; later ones win.
-    pub fn parse<'a>(options: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+    /// Reads settings over the defaults, layer over layer; what comes later wins.
+    ///
+    /// Within a layer lists grow (`rule=a:none,rule=b:none`); what a layer says of a list replaces
+    /// what lower layers say of it.
+    fn of<'a>(layers: impl IntoIterator<Item = &'a [Item]>) -> Result<Self> {
         let mut settings = Self::default();
-        for option in options.into_iter().flat_map(split_at_commas) {
-            settings.set(&option).with_context(|| format!("-o {option}"))?;
+        for layer in layers {
+            settings.begin_layer(layer)?;
+            for item in layer {
+                settings.set(item).with_context(|| item.described())?;
+            }
         }
         settings.check()?;
         Ok(settings)
     }
 
-    fn set(&mut self, option: &str) -> Result<()> {
-        let (key, value) = match option.split_once('=') {
-            Some((key, value)) => (key, Some(value)),
-            None => (option, None),
+    /// Drops what the layer replaces.
+    fn begin_layer(&mut self, layer: &[Item]) -> Result<()> {
+        let says = |key: &str| layer.iter().any(|item| item.key == key);
+        if says("rule") {
+            self.cache.changes.set("rules", "")?;
+        }
+        let names: Vec<String> = layer.iter().filter_map(ssh_option).map(option_name).collect();
+        self.ssh_options.retain(|option| !names.contains(&option_name(option)));
+        // `-o ro` is enough where a file says write-back.
+        let read_only = |item: &Item| match item.key.as_str() {
+            "ro" => flag(item.value.as_deref()).unwrap_or(false),
+            "consistency" => item.value.as_deref() == Some("read-only-shared"),
+            _ => false,
         };
+        if layer.iter().any(read_only) && !says("write_policy") {
+            self.cache.changes.forget_policy();
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, item: &Item) -> Result<()> {
+        let (key, value) = (item.key.as_str(), item.value.as_deref());
         let text = || value.filter(|value| !value.is_empty()).context("a value is missing");
         let flag = || flag(value);
         match key {
-            "stripes" => self.stripes = text()?.parse().context("not a number")?,
+            "stripes" => {
+                self.stripes = text()?.parse().context("not a number")?;
+                if !(1..=STRIPES_MAX).contains(&self.stripes) {
+                    bail!("1 to {STRIPES_MAX} are possible");
+                }
+            }
             "ssh_command" => {
                 self.ssh_command = shlex::split(text()?).context("quotes do not match")?;
+                if self.ssh_command.is_empty() {
+                    bail!("the command is empty");
+                }
             }
+            "ssh_config" => self.ssh_config = Some(std::path::absolute(text()?)?),
             "gridvfs_command" => self.gridvfs_command = Some(text()?.into()),
             "nfs" => self.nfs = Some(text()?.into()),
             "no_proxy" => self.no_proxy = flag()?,
@@ -166,40 +173,57 @@ impl Settings {
             "nonempty" => self.nonempty = flag()?,
             "cred" => self.credential = Some(identity(text()?)?),
             "linger" => self.linger_seconds = text()?.parse().context("not a number of seconds")?,
-            key if KERNEL_FLAGS.contains(&key) && value.is_none() => self.kernel.push(key.into()),
-            key if IGNORED.contains(&key) || key.starts_with("x-") => {}
-            // sshfs's habit: an option of ssh's own, such as Port=2222 or IdentityFile=…
-            key if key.starts_with(|first: char| first.is_ascii_uppercase()) && value.is_some() => {
-                self.ssh_command.extend(["-o".into(), option.into()]);
+            "key_file" => self.key_file = Some(std::path::absolute(text()?)?),
+            key if keys::KERNEL_FLAGS.contains(&key) => {
+                self.kernel.retain(|flag| flag != key);
+                if flag()? {
+                    self.kernel.push(key.into());
+                }
             }
+            key if keys::IGNORED.contains(&key) || key.starts_with("x-") => {}
+            "ssh_option" if !text()?.contains('=') => bail!("KEY=VALUE is expected"),
+            _ if ssh_option(item).is_some() => self.ssh_options.extend(ssh_option(item)),
             key if self.cache.set(key, value)? => {}
             key if self.metadata.set(key, value)? => {}
-            _ => {
-                let known =
-                    [KEYS, KERNEL_FLAGS, cache::MOUNT_KEYS, cache::CHANGE_KEYS, metadata::KEYS]
-                        .concat();
-                return Err(unknown(key, &known));
-            }
+            _ => return Err(unknown(key, keys::names(), "option")),
         }
         Ok(())
     }
 
     fn check(&mut self) -> Result<()> {
-        if self.stripes == 0 || self.stripes > STRIPES_MAX {
-            bail!("-o stripes={}: 1 to {STRIPES_MAX} are possible", self.stripes);
-        }
-        if self.ssh_command.is_empty() {
-            bail!("-o ssh_command: the command is empty");
-        }
         self.cache.check(self.read_only)?;
         self.read_only = self.cache.read_only;
         Ok(())
     }
 
-    /// Adds words to the ssh command, as sshfs's `-p` and `-F` do.
-    pub fn extend_ssh(&mut self, words: impl IntoIterator<Item = String>) {
-        self.ssh_command.extend(words);
+    /// Returns the ssh command with its options.
+    pub fn ssh_words(&self) -> Result<Vec<String>> {
+        let mut words = self.ssh_command.clone();
+        if let Some(file) = &self.ssh_config {
+            let file = file.to_str().context("ssh_config: the path is not UTF-8")?;
+            words.extend(["-F".into(), file.into()]);
+        }
+        words.extend(self.ssh_options.iter().flat_map(|option| ["-o".into(), option.clone()]));
+        Ok(words)
     }
+}
+
+/// Returns an option of ssh's own: sshfs's habit is that it begins with a capital letter, such as
+/// Port=2222 or IdentityFile=…
+fn ssh_option(item: &Item) -> Option<String> {
+    let value = item.value.as_ref()?;
+    match item.key.as_str() {
+        "ssh_option" => Some(value.clone()),
+        key if key.starts_with(|first: char| first.is_ascii_uppercase()) => {
+            Some(format!("{key}={value}"))
+        }
+        _ => None,
+    }
+}
+
+/// What an option of ssh's is called: case does not matter to ssh.
+fn option_name(option: impl AsRef<str>) -> String {
+    option.as_ref().split(['=', ' ']).next().unwrap_or_default().to_ascii_lowercase()
 }
 
 fn flag(value: Option<&str>) -> Result<bool> {
@@ -210,13 +234,12 @@ fn flag(value: Option<&str>) -> Result<bool> {
     }
 }
 
-fn unknown(key: &str, known: &[&str]) -> anyhow::Error {
-    let distance = |name: &&&str| strsim::damerau_levenshtein(key, name);
-    let nearest = known.iter().min_by_key(distance).filter(|name| distance(name) <= 3);
-    match nearest {
-        Some(name) => Hinted::error("unknown option", format!("did you mean {name}?")),
-        None => Hinted::error("unknown option", "gridvfs mount --help lists the options"),
-    }
+fn unknown<'a>(name: &str, known: impl IntoIterator<Item = &'a str>, what: &str) -> anyhow::Error {
+    let hint = match keys::nearest(name, known) {
+        Some(name) => format!("did you mean {name}?"),
+        None => "gridvfs mount --help lists the options, which are also a file's keys".into(),
+    };
+    Hinted::error(format!("unknown {what}"), hint)
 }
 
 fn seconds(text: &str) -> Result<Duration> {
@@ -230,58 +253,5 @@ fn identity(text: &str) -> Result<(u32, u32)> {
     Ok((number(uid)?, number(gid)?))
 }
 
-/// Splits at commas; `\,` is a comma within a value, as libfuse has it.
-fn split_at_commas(text: &str) -> Vec<String> {
-    let mut parts = vec![String::new()];
-    let mut characters = text.chars().peekable();
-    while let Some(character) = characters.next() {
-        let last = parts.last_mut().expect("never empty");
-        match (character, characters.peek()) {
-            ('\\', Some(',')) => last.extend(characters.next()),
-            (',', _) => parts.push(String::new()),
-            _ => last.push(character),
-        }
-    }
-    parts.retain(|part| !part.is_empty());
-    parts
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn options_are_read_as_typed() {
-        let settings = Settings::parse([
-            "stripes=2,ro,timeout=1.5",
-            r"ssh_command=ssh -F '/a b'\,c,cred=1000:100,nosuid,Port=22,x-systemd.automount,_netdev",
-        ])
-        .expect("good");
-        assert_eq!(settings.stripes, 2);
-        assert!(settings.read_only);
-        assert_eq!(settings.timeout, Some(Duration::from_millis(1500)));
-        assert_eq!(settings.ssh_command, ["ssh", "-F", "/a b,c", "-o", "Port=22"]);
-        assert_eq!(settings.credential, Some((1000, 100)));
-        assert_eq!(settings.kernel, ["nosuid"]);
-        assert_eq!(Settings::parse(["timeout=0"]).expect("good").timeout, None);
-    }
-
-    #[test]
-    fn bad_options_are_named() {
-        for (option, words) in [
-            ("strips=4", "did you mean stripes?"),
-            ("stripes=0", "1 to 10"),
-            ("stripes", "a value is missing"),
-            ("timeout=soon", "not a number"),
-            ("timeout=-1", "not a number"),
-            ("cred=me", "as numbers"),
-            ("ssh_command='", "quotes"),
-            ("zzzzzzzzzz", "--help"),
-        ] {
-            let error = Settings::parse([option]).expect_err(option);
-            let text = crate::report::error_text(&error);
-            assert!(text.contains(words), "{option}: {text}");
-            assert!(text.contains(option.split('=').next().unwrap_or_default()), "{text}");
-        }
-    }
-}
+mod tests;

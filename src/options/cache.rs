@@ -1,46 +1,18 @@
 //! The options of the disk cache: what holds for a mount's whole life, and what may change while it
-//! lasts. The latter is the same on the command line, in a settings file and for `gridvfs set`.
+//! lasts. The latter is the same in files, on the command line and for `gridvfs set`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use gridvfs_cache::disk::{AtEnd, Consistency, Policy, Rule, Settings};
 use gridvfs_cache::store::Geometry;
 
-use super::seconds;
+use super::{keys, seconds};
 use crate::report::{Hinted, bytes_text};
-
-/// Keys that hold for the mount's whole life.
-pub const MOUNT_KEYS: &[&str] = &[
-    "cache",
-    "cache_dir",
-    "cache_size",
-    "cache_banks",
-    "cache_ways",
-    "cache_frame",
-    "cache_share",
-    "settings",
-    "passthrough",
-    "kernel_writeback",
-];
-
-/// Keys that may change while the mount lasts.
-pub const CHANGE_KEYS: &[&str] = &[
-    "write_policy",
-    "consistency",
-    "at_end",
-    "writeback_delay",
-    "writeback_age",
-    "dirty_max",
-    "rule",
-    "rules",
-];
 
 /// The kernel believes names and attributes for this long where nobody else changes the files.
 const TRUSTED_LIFE: Duration = Duration::from_secs(24 * 3600);
-/// The most that a settings file may have, in bytes.
-const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Changes of the settings, as somebody has asked for them: what is not named stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,61 +63,28 @@ impl Changes {
                 bail!("{word}: KEY=VALUE is expected");
             };
             let known = changes.set(key, value).with_context(|| word.to_string())?;
-            if !known && MOUNT_KEYS.contains(&key) {
-                bail!(
-                    "{key} holds for the whole life of a mount: it is an option of gridvfs mount"
-                );
+            if known {
+                continue;
             }
-            if !known {
-                return Err(super::unknown(key, CHANGE_KEYS)).with_context(|| word.to_string());
+            let changing: Vec<&str> = keys::changing_names().collect();
+            if keys::find(key).is_some() {
+                return Err(Hinted::error(
+                    format!("{key} holds for the whole life of a mount"),
+                    format!(
+                        "give it to gridvfs mount, or write it into the session's file; these can \
+                         be set now: {}",
+                        changing.join(", ")
+                    ),
+                ));
             }
+            return Err(super::unknown(key, changing, "setting")).context(word.to_string());
         }
         Ok(changes)
     }
 
-    /// Reads a settings file: TOML with the same keys, and `rules = ["GLOB:WORD", …]`.
-    pub fn from_file(path: &Path) -> Result<Self> {
-        let read = || -> Result<Self> {
-            let length = std::fs::metadata(path)?.len();
-            if length > FILE_BYTES_MAX {
-                bail!("{} is more than {FILE_BYTES_MAX} bytes", bytes_text(length));
-            }
-            Self::from_toml(&std::fs::read_to_string(path)?)
-        };
-        read().with_context(|| format!("settings file {}", path.display()))
-    }
-
-    fn from_toml(text: &str) -> Result<Self> {
-        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
-            anyhow::anyhow!("line {line}: {}", error.message())
-        })?;
-        let mut changes = Self::default();
-        for (key, value) in table {
-            let known = match (key.as_str(), value) {
-                ("rules", toml::Value::Array(rules)) => {
-                    changes.set("rules", "")?;
-                    for rule in rules {
-                        let rule = rule.as_str().context("rules: text is expected")?;
-                        changes.set("rule", rule)?;
-                    }
-                    true
-                }
-                ("rule" | "rules", _) => bail!("{key}: give rules = [\"GLOB:WORD\", …]"),
-                (_, toml::Value::String(text)) => changes.set(&key, &text).context(key.clone())?,
-                (_, toml::Value::Integer(number)) => {
-                    changes.set(&key, &number.to_string()).context(key.clone())?
-                }
-                (_, toml::Value::Float(number)) => {
-                    changes.set(&key, &number.to_string()).context(key.clone())?
-                }
-                _ => bail!("{key}: text or a number is expected"),
-            };
-            if !known {
-                return Err(super::unknown(&key, CHANGE_KEYS)).context(key);
-            }
-        }
-        Ok(changes)
+    /// Takes back what was asked for as write policy.
+    pub fn forget_policy(&mut self) {
+        self.policy = None;
     }
 
     /// Makes the changes. The settings must fit each other afterwards.
@@ -179,13 +118,11 @@ pub struct CacheOptions {
     pub geometry: Geometry,
     /// Several sessions share it; none writes.
     pub share: bool,
-    /// A file with changes.
-    pub settings_file: Option<PathBuf>,
     /// The kernel may read whole files by itself.
     pub passthrough: bool,
     /// The kernel may gather writes where that is safe.
     pub kernel_writeback: bool,
-    /// What the command line changes.
+    /// What files and the command line change.
     pub changes: Changes,
     /// The mount is made read-only.
     pub read_only: bool,
@@ -198,7 +135,6 @@ impl Default for CacheOptions {
             dir: None,
             geometry: Geometry::default(),
             share: false,
-            settings_file: None,
             passthrough: true,
             kernel_writeback: true,
             changes: Changes::default(),
@@ -230,11 +166,15 @@ impl CacheOptions {
                 self.geometry.frame_bytes = bytes as u32;
             }
             "cache_share" => self.share = super::flag(value)?,
-            "settings" => self.settings_file = Some(std::path::absolute(text()?)?),
+            // Its file has been read already, as one of the layers below the command line.
+            "settings" => drop(text()?),
             "passthrough" => self.passthrough = choice("auto", "off")?,
             "kernel_writeback" => self.kernel_writeback = choice("auto", "off")?,
+            "rules" if value.is_none_or(str::is_empty) => return self.changes.set(key, ""),
             "rules" => bail!("give rule=GLOB:WORD[:WORD…], as often as need be"),
-            key if CHANGE_KEYS.contains(&key) => return self.changes.set(key, text()?),
+            key if keys::changing_names().any(|name| name == key) => {
+                return self.changes.set(key, text()?);
+            }
             _ => return Ok(false),
         }
         Ok(true)
@@ -266,9 +206,14 @@ impl CacheOptions {
         Ok(())
     }
 
-    /// Returns the settings to begin with, or to go on with when the settings file has been changed:
-    /// the defaults, the file's, and the command line's over them.
+    /// Returns the settings to begin with.
     pub fn settings(&self) -> Result<Settings> {
+        self.settings_with(&self.changes)
+    }
+
+    /// Returns the settings to go on with when files have been changed: the defaults, and what files
+    /// and the command line say now over them.
+    pub fn settings_with(&self, changes: &Changes) -> Result<Settings> {
         let mut settings = Settings {
             dirty_max_bytes: DIRTY_MAX.min(self.geometry.size_bytes / 2).max(DIRTY_MIN),
             ..Settings::default()
@@ -276,10 +221,7 @@ impl CacheOptions {
         if self.read_only {
             settings.policy = Policy::ReadOnly;
         }
-        if let Some(path) = &self.settings_file {
-            Changes::from_file(path)?.apply(&mut settings);
-        }
-        self.changes.apply(&mut settings);
+        changes.apply(&mut settings);
         self.fit(&settings)?;
         Ok(settings)
     }

@@ -4,9 +4,6 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
 
-/// Keys of the metadata layer; all hold for the mount's whole life.
-pub const KEYS: &[&str] = &["metadata", "show_metadata", "profile", "action"];
-
 /// The most commands that a session allows.
 const COMMANDS_MAX: usize = 64;
 

@@ -365,11 +365,13 @@ impl Rig {
         }
     }
 
-    /// A command that runs as the rig's user, with state and cache directories of the rig's own.
+    /// A command that runs as the rig's user, with state, cache and configuration directories of the
+    /// rig's own.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = self.bare_command(program);
         command.env("XDG_STATE_HOME", self.folder.join("state"));
         command.env("XDG_CACHE_HOME", self.folder.join("state/cache"));
+        command.env("XDG_CONFIG_HOME", self.folder.join("config"));
         command
     }
 

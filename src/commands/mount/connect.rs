@@ -116,7 +116,7 @@ pub async fn connect(plan: &Plan) -> Result<Stack> {
         (Some(timeout), Source::Nfs { .. } | Source::Unix(_) | Source::Tcp { .. }) => {
             tokio::time::timeout(timeout, connect_patiently(plan)).await.unwrap_or_else(|_| {
                 Err(Hinted::error(
-                    format!("{}: no answer within {} s", plan.args.source, timeout.as_secs_f64()),
+                    format!("{}: no answer within {} s", plan.source_text, timeout.as_secs_f64()),
                     "is that the right server and port? -o timeout= says how long to wait",
                 ))
             })
@@ -137,7 +137,7 @@ async fn connect_patiently(plan: &Plan) -> Result<Stack> {
                     .with_context(|| path.display().to_string())?
                     .to_string_lossy()
                     .into_owned(),
-                _ => plan.args.source.clone(),
+                _ => plan.source_text.clone(),
             };
             let dir = CacheDir::take(&settings.cache, &source, &plan.mountpoint)?;
             Some((dir, wanted))
@@ -243,7 +243,7 @@ fn ssh_host(plan: &Plan, destination: &str) -> Result<Arc<SshHost>> {
     let terminal = std::fs::File::open("/dev/tty").is_ok_and(|tty| tty.is_terminal());
     let askpass = std::env::var_os("SSH_ASKPASS").is_some();
     Ok(SshHost::new(SshSettings {
-        command: plan.settings.ssh_command.clone(),
+        command: plan.settings.ssh_words()?,
         destination: destination.into(),
         private_dir: directories::runtime()?,
         may_prompt: terminal || askpass,
@@ -296,7 +296,7 @@ async fn standing_proxy(
     connector: Arc<dyn Connector>,
     options: ClientOptions,
 ) -> Result<Arc<NfsClient>> {
-    let key = match &plan.args.key_file {
+    let key = match &plan.settings.key_file {
         Some(path) => gridvfs_proxy::key::SessionKey::from_file(path)?.to_hex(),
         None => String::new(),
     };

@@ -12,12 +12,13 @@ use gridvfs_cache::disk::{Conflict, Consistency, Policy, Settings};
 use gridvfs_metadata::MetaLayer;
 use gridvfs_metadata::layer::ReadOf;
 use gridvfs_vfs::Vfs;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::Plan;
 use super::connect::Stack;
 use super::files;
-use crate::options::{CacheOptions, Changes, settings_json};
+use crate::options::{Changes, Layers, Provenance, Shown, differences, settings_json};
 use crate::paths;
 use crate::report::Hinted;
 use crate::session::{Control, Progress, Record};
@@ -49,7 +50,11 @@ pub struct SessionControl {
     client: Option<Arc<gridvfs_upstream::NfsClient>>,
     cache: Option<Arc<DiskCache>>,
     metadata: Option<Arc<MetaLayer>>,
-    options: CacheOptions,
+    settings: crate::options::Settings,
+    layers: Layers,
+    provenance: Mutex<Provenance>,
+    /// What is mounted and where to, and who says so.
+    places: [Value; 2],
     kernel: Kernel,
     counters: Arc<gridvfs_fuse::Counters>,
     /// One write-back at a time.
@@ -73,7 +78,10 @@ impl SessionControl {
             client: stack.client.clone(),
             cache: stack.cache.as_ref().map(|cache| cache.disk.clone()),
             metadata: stack.metadata.clone(),
-            options: plan.settings.cache.clone(),
+            settings: plan.settings.clone(),
+            layers: plan.layers.clone(),
+            provenance: Mutex::new(plan.provenance.clone()),
+            places: plan.places(),
             kernel,
             counters,
             writing_back: tokio::sync::Mutex::new(()),
@@ -99,7 +107,7 @@ impl SessionControl {
         let unsent = cache.unsent();
         if cache.settings().policy == Policy::ReadOnly
             && !unsent.is_empty()
-            && self.options.read_only
+            && self.settings.cache.read_only
         {
             return Err(Hinted::error(
                 "the mount is read-only: what an earlier session has not sent stays in the cache",
@@ -138,18 +146,27 @@ impl SessionControl {
         Ok(cache.flush_all().await?)
     }
 
-    /// Reads the settings file again. Returns whether there is one.
+    /// Reads the files of settings again. Returns whether there are any.
     pub fn reload(&self) -> Result<bool> {
-        let Some(cache) = self.cache.as_ref().filter(|_| self.options.settings_file.is_some())
-        else {
+        let reading = self.layers.read()?;
+        if !reading.has_files {
             return Ok(false);
-        };
-        self.adopt(cache, self.options.settings()?)?;
+        }
+        if let Some(cache) = &self.cache {
+            let settings = self.settings.cache.settings_with(&reading.settings.cache.changes)?;
+            self.adopt(cache, settings)?;
+        }
+        let later = differences(&self.settings, &reading.settings);
+        if !later.is_empty() {
+            log::warn!("{} hold for a mount's whole life: at the next mount", later.join(", "));
+        }
+        // Those keep the origin that their value has.
+        self.provenance.lock().adopt(reading.provenance);
         Ok(true)
     }
 
     fn adopt(&self, cache: &DiskCache, settings: Settings) -> Result<()> {
-        self.options.fit(&settings)?;
+        self.settings.cache.fit(&settings)?;
         if self.kernel.writes_back && settings.consistency != Consistency::Dedicated {
             return Err(Hinted::error(
                 format!(
@@ -170,7 +187,8 @@ impl SessionControl {
         let words = words.context("changes: text is expected")?;
         let before = cache.settings();
         let mut settings = (*before).clone();
-        Changes::parse(words)?.apply(&mut settings);
+        let keys = words.iter().filter_map(|word| word.split_once('=')).map(|(key, _)| key);
+        Changes::parse(words.iter().copied())?.apply(&mut settings);
         let mut reply = json!({"settings": settings_json(&settings)});
         if before.consistency.trusts()
             && settings.consistency == Consistency::Shared
@@ -183,7 +201,22 @@ impl SessionControl {
             ));
         }
         self.adopt(cache, settings)?;
+        self.provenance.lock().set(keys);
         Ok(reply)
+    }
+
+    /// Returns each setting, and where it comes from.
+    fn config(&self) -> Value {
+        let cache = self.cache.as_ref().map(|cache| cache.settings());
+        let provenance = self.provenance.lock();
+        let shown = Shown {
+            settings: &self.settings,
+            cache: cache.as_deref(),
+            cache_dir: self.record.cache.as_deref(),
+            provenance: &provenance,
+        };
+        let rows = self.places.iter().cloned().chain(shown.rows()).collect::<Vec<_>>();
+        json!({"session": self.record.name, "settings": rows})
     }
 
     fn status(&self) -> Value {
@@ -413,6 +446,7 @@ impl Control for SessionControl {
         };
         Ok(Some(match verb {
             "status" => self.status(),
+            "config" => self.config(),
             "writeback" => {
                 self.write_back().await?;
                 json!({})

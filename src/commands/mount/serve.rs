@@ -45,9 +45,9 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
     })?;
     let suggested = plan.mountpoint.file_name().map_or("session".into(), |n| n.to_string_lossy());
     let registration = Registration::new(
-        plan.args.session.as_deref(),
+        plan.name.as_deref(),
         &suggested,
-        &plan.args.source,
+        &plan.source_text,
         &plan.mountpoint,
         stack.cache.as_ref().map(|cache| cache.dir.path.as_path()),
     )?;
@@ -56,7 +56,7 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
     let device = gridvfs_fuse::mount(
         &plan.mountpoint,
         &MountOptions {
-            source: plan.args.source.clone(),
+            source: plan.source_text.clone(),
             read_only: settings.read_only,
             allow_other: settings.allow_other,
             default_permissions: settings.default_permissions || settings.allow_other,
@@ -85,7 +85,7 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
         ..SessionOptions::default()
     };
     let silly =
-        directories::state()?.join(format!("silly-{:016x}", source_hash(&plan.args.source)));
+        directories::state()?.join(format!("silly-{:016x}", source_hash(&plan.source_text)));
     let handle = runtime.handle().clone();
     let kernel = Kernel {
         believes: options.attr_timeout.max(options.entry_timeout),

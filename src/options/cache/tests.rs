@@ -1,8 +1,11 @@
+use std::path::Path;
+
 use super::*;
 use crate::report::error_text;
 
 fn parse(options: &[&str]) -> Result<CacheOptions> {
-    super::super::Settings::parse(options.iter().copied()).map(|settings| settings.cache)
+    let layers = super::super::Layers::new(None, options.iter().copied(), [])?;
+    layers.read().map(|reading| reading.settings.cache)
 }
 
 #[test]
@@ -100,16 +103,14 @@ fn a_settings_file_is_read() {
     assert_eq!(settings.dirty_max_bytes, 64 << 20);
     assert_eq!(settings.rules.len(), 2);
     for (text, words) in [
-        ("a = 1", "unknown option"),
+        ("a = 1", "unknown key"),
         ("write_policy = \"x\"", "write_policy"),
-        ("\n\nwrite_policy = ", "line 3"),
-        ("rule = \"*.x:none\"", "rules = ["),
-        ("rules = [1]", "text is expected"),
+        ("\n\nwrite_policy = ", "settings.toml:3"),
         ("dirty_max = true", "dirty_max"),
         ("rite_policy = \"read-only\"", "did you mean write_policy?"),
     ] {
         std::fs::write(&path, text).expect("write");
-        let text = error_text(&cache.settings().expect_err(text));
+        let text = error_text(&parse(&[&option]).expect_err(text));
         assert!(text.contains(words) && text.contains("settings.toml"), "{text}");
     }
 }
