@@ -355,8 +355,18 @@ fn what_the_kernel_was_told_is_minded() {
 fn a_dedicated_mount_keeps_listings_while_they_are_true() {
     let test = "a_dedicated_mount_keeps_listings_while_they_are_true";
     let own = "write_policy=write-back,consistency=dedicated,writeback_delay=600,writeback_age=600";
-    let Some(rig) = Rig::mounted_with(test, Way::Local, &[SMALL, own]) else { return };
-    let dir = rig.mountpoint.join("dir");
+    let Some(mut rig) = Rig::new(test, Way::Local) else { return };
+    for more in ["rw", "default_permissions"] {
+        rig.set_options(&[SMALL, own, more]);
+        rig.mount();
+        keeps_listings(&rig, &format!("dir-{more}"), more != "rw");
+        rig.umount();
+    }
+}
+
+/// `unopened`: the kernel opens directories by itself.
+fn keeps_listings(rig: &Rig, name: &str, unopened: bool) {
+    let dir = rig.mountpoint.join(name);
     std::fs::create_dir(&dir).expect("mkdir");
     let listed = || {
         let names = std::fs::read_dir(&dir).expect("opendir");
@@ -374,8 +384,11 @@ fn a_dedicated_mount_keeps_listings_while_they_are_true() {
     }
     assert_eq!(listed(), "a b c");
     let before = asked();
+    let opened = number(&rig.status()["requests"], "opendir");
     (0..5).for_each(|_| assert_eq!(listed(), "a b c"));
     assert_eq!(asked(), before, "the kernel asks again");
+    let opened = number(&rig.status()["requests"], "opendir") - opened;
+    assert_eq!(opened == 0, unopened, "{opened} OPENDIRs");
     std::fs::write(dir.join("d"), "d").expect("write");
     assert_eq!(listed(), "a b c d");
     std::fs::remove_file(dir.join("a")).expect("unlink");
@@ -383,9 +396,9 @@ fn a_dedicated_mount_keeps_listings_while_they_are_true() {
     std::fs::rename(dir.join("b"), dir.join("z")).expect("rename");
     assert_eq!(listed(), "c d z");
     // What others do is seen as soon as the session is told to look.
-    run(&mut verb(&rig, &["flush", "@"]));
-    std::fs::write(rig.export.join("dir/theirs"), "x").expect("write");
-    run(&mut verb(&rig, &["flush", "@"]));
+    run(&mut verb(rig, &["flush", "@"]));
+    std::fs::write(rig.export.join(name).join("theirs"), "x").expect("write");
+    run(&mut verb(rig, &["flush", "@"]));
     assert_eq!(listed(), "c d theirs z");
 }
 

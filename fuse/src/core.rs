@@ -16,7 +16,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::directory::Directory;
+use crate::directory::{Directories, Directory};
 use crate::inodes::{Inode, Inodes, ROOT};
 use crate::options::SessionOptions;
 use crate::passthrough::{Counted, Local, Way, Wish};
@@ -76,7 +76,7 @@ pub(crate) struct Core {
     pub options: SessionOptions,
     pub inodes: Inodes,
     files: RwLock<HashMap<u64, Arc<OpenFile>>>,
-    directories: Mutex<HashMap<u64, Arc<Directory>>>,
+    directories: Directories,
     next_open: AtomicU64,
     /// Inodes whose pages the kernel is to drop; a thread of its own tells it.
     pub invalidations: mpsc::UnboundedSender<Invalidation>,
@@ -84,6 +84,9 @@ pub(crate) struct Core {
     pub passthrough: AtomicBool,
     /// The kernel has its write-back cache on.
     pub writes_back: AtomicBool,
+    /// The kernel is told not to open directories: it checks by mode bits who may read them, and
+    /// believes what it has of names, listings and attributes until told otherwise.
+    pub unopened_directories: AtomicBool,
     /// How many changes of ours, of whatever file, have begun, and how many have ended.
     pub changes: AtomicU64,
     pub silly_log: Option<SillyLog>,
@@ -118,11 +121,12 @@ impl Core {
             options,
             inodes,
             files: RwLock::default(),
-            directories: Mutex::default(),
+            directories: Directories::default(),
             next_open: AtomicU64::new(1),
             invalidations,
             passthrough: AtomicBool::new(false),
             writes_back: AtomicBool::new(false),
+            unopened_directories: AtomicBool::new(false),
             changes: AtomicU64::new(0),
             silly_log,
             removals: Mutex::default(),
@@ -240,23 +244,32 @@ impl Core {
             let attr = self.vfs.getattr(caller, &inode.handle).await;
             kept = attr.ok().map(|attr| inode.note_listed(WccAttr::from(&attr)));
         }
-        let (vfs, runtime) = (self.vfs.clone(), self.runtime.clone());
-        let directory = Directory::new(vfs, runtime, inode.handle, caller.clone());
         let number = self.open_number();
-        self.directories.lock().insert(number, Arc::new(directory));
+        self.directories.insert(number, self.new_directory(&inode, caller));
         Ok((number, kept))
     }
 
-    pub fn directory(&self, number: u64) -> Result<Arc<Directory>> {
-        self.directories.lock().get(&number).cloned().ok_or(Status::STALE.into())
+    /// Returns the directory that a read is of: by its number, and by its inode where it was not
+    /// opened.
+    pub fn directory(&self, caller: &Caller, ino: u64, number: u64) -> Result<Arc<Directory>> {
+        self.directories
+            .get(number, ino, caller, || Ok(self.new_directory(&*self.inode(ino)?, caller)))
+    }
+
+    fn new_directory(&self, inode: &Inode, caller: &Caller) -> Directory {
+        let (vfs, runtime) = (self.vfs.clone(), self.runtime.clone());
+        Directory::new(vfs, runtime, inode.handle, caller.clone())
     }
 
     pub fn release_directory(&self, number: u64) {
-        self.directories.lock().remove(&number);
+        self.directories.remove(number);
     }
 
     pub fn forget(&self, number: u64, lookups: u64) {
         if let Some(inode) = self.inodes.forget(number, lookups) {
+            if inode.kind == FileKind::Directory {
+                self.directories.forget(number);
+            }
             self.vfs.forget(&inode.handle);
         }
     }

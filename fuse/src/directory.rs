@@ -3,15 +3,74 @@
 //! The server's cookies are the kernel's offsets, so that a listing goes on from any entry that it
 //! has given, whatever has changed meanwhile. While one page is handed out the next is on its way.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use gridvfs_vfs::{Caller, DirEntry, DirPage, FileHandle, Result, Status, Verifier, Vfs};
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 /// How much of a listing is asked for at once, in bytes: about 1,500 entries with attributes, two
 /// milliseconds of a 1 Gbit/s link.
 const PAGE_BYTES: u32 = 256 << 10;
+
+/// The number of a directory that is read without having been opened.
+const UNOPENED: u64 = 0;
+/// The most of those whose pages are kept between two reads: listings that go on at once.
+const UNOPENED_MAX: usize = 32;
+
+/// The directories that programs read.
+#[derive(Default)]
+pub struct Directories {
+    open: Mutex<HashMap<u64, Arc<Directory>>>,
+    /// Those that the kernel does not open, by inode and caller, the last one read at the end.
+    unopened: Mutex<VecDeque<(u64, Arc<Directory>)>>,
+}
+
+impl Directories {
+    /// Notes an open directory.
+    pub fn insert(&self, number: u64, directory: Directory) {
+        self.open.lock().insert(number, Arc::new(directory));
+    }
+
+    /// Forgets one.
+    pub fn remove(&self, number: u64) {
+        self.open.lock().remove(&number);
+    }
+
+    /// Returns an open directory, or what `make` makes of one that was not opened.
+    pub fn get(
+        &self,
+        number: u64,
+        inode: u64,
+        caller: &Caller,
+        make: impl FnOnce() -> Result<Directory>,
+    ) -> Result<Arc<Directory>> {
+        if number != UNOPENED {
+            return self.open.lock().get(&number).cloned().ok_or(Status::STALE.into());
+        }
+        let mut unopened = self.unopened.lock();
+        let same =
+            |(of, directory): &(u64, Arc<Directory>)| *of == inode && directory.caller == *caller;
+        let found = unopened.iter().position(same).and_then(|at| unopened.remove(at));
+        let entry = match found {
+            Some(entry) => entry,
+            None => (inode, Arc::new(make()?)),
+        };
+        let directory = entry.1.clone();
+        unopened.push_back(entry);
+        if unopened.len() > UNOPENED_MAX {
+            unopened.pop_front();
+        }
+        Ok(directory)
+    }
+
+    /// Forgets what was read of a directory that the kernel has forgotten.
+    pub fn forget(&self, inode: u64) {
+        self.unopened.lock().retain(|(of, _)| *of != inode);
+    }
+}
 
 /// An open directory.
 pub struct Directory {

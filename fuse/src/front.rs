@@ -148,6 +148,11 @@ impl Filesystem for Front {
                 Ok(()) => self.core.writes_back.store(true, Ordering::Relaxed),
                 Err(_) => log::debug!("the kernel has no write-back cache"),
             }
+            let unopened = options.listing_cache
+                && options.default_permissions
+                && self.core.writes_back.load(Ordering::Relaxed)
+                && config.add_capabilities(InitFlags::FUSE_NO_OPENDIR_SUPPORT).is_ok();
+            self.core.unopened_directories.store(unopened, Ordering::Relaxed);
         } else if options.passthrough
             && passthrough::is_permitted()
             && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
@@ -507,6 +512,11 @@ impl Filesystem for Front {
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if self.core.unopened_directories.load(Ordering::Relaxed) {
+            // The kernel does not ask again, and keeps listings for as long as it keeps the rest.
+            self.counters.count(Operation::Opendir);
+            return reply.error(Errno::ENOSYS);
+        }
         let (core, caller) = (self.core.clone(), self.caller(request));
         let call = async move { core.open_directory(&caller, ino.0).await };
         self.run(request, Operation::Opendir, call, |result| match result {
@@ -525,13 +535,13 @@ impl Filesystem for Front {
     fn readdir(
         &self,
         request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: Fh,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let core = self.core.clone();
-        let call = async move { core.directory(fh.0)?.entries(offset, ENTRIES_MAX).await };
+        let directory = self.core.directory(&self.caller(request), ino.0, fh.0);
+        let call = async move { directory?.entries(offset, ENTRIES_MAX).await };
         self.run(request, Operation::Readdir, call, move |result| match result {
             Ok(entries) => {
                 for entry in visible(&entries) {
@@ -550,15 +560,15 @@ impl Filesystem for Front {
     fn readdirplus(
         &self,
         request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: Fh,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
         let core = self.core.clone();
         let life = core.options.attr_timeout.min(core.options.entry_timeout);
-        let listing = core.clone();
-        let call = async move { listing.directory(fh.0)?.entries(offset, ENTRIES_MAX).await };
+        let directory = core.directory(&self.caller(request), ino.0, fh.0);
+        let call = async move { directory?.entries(offset, ENTRIES_MAX).await };
         self.run(request, Operation::Readdirplus, call, move |result| match result {
             Ok(entries) => {
                 for entry in visible(&entries) {
