@@ -39,6 +39,7 @@ pub struct NameLayer {
     core: OnceLock<Weak<Core>>,
     /// The last record about names in the journal.
     pub(super) last_record: AtomicU64,
+    made: settle::Made,
     /// Whether the server keeps times so exactly that a new file can be told by them.
     pub(super) exact: AtomicBool,
 }
@@ -53,6 +54,7 @@ impl NameLayer {
             progress: Notify::new(),
             core: OnceLock::new(),
             last_record: AtomicU64::new(0),
+            made: settle::Made::default(),
             exact: AtomicBool::new(false),
         }
     }
@@ -206,7 +208,7 @@ impl Vfs for NameLayer {
         }
         // A directory's times are set after what is done in it.
         self.settle_dir(file).await?;
-        let server = self.settle_file(file).await?;
+        let server = self.settle_before_change(file).await?;
         let wcc = self.client.setattr(caller, &server, changes, guard).await?;
         Ok(self.show_wcc(file, wcc))
     }
@@ -268,7 +270,7 @@ impl Vfs for NameLayer {
         if self.queue.lock().is_gone(file) {
             return Err(Status::STALE.into());
         }
-        let server = self.settle_file(file).await?;
+        let server = self.settle_before_change(file).await?;
         let mut written = self.client.write(caller, &server, offset, data, stable).await?;
         written.wcc = self.show_wcc(file, written.wcc);
         Ok(written)
@@ -382,7 +384,7 @@ impl Vfs for NameLayer {
         name: &[u8],
     ) -> Result<Linked> {
         self.settle_names(&[Self::at(dir, name)]).await?;
-        let server = self.settle_file(file).await?;
+        let server = self.settle_before_change(file).await?;
         let mut linked = self.client.link(caller, &server, dir, name).await?;
         self.show(file, &mut linked.attr);
         Ok(linked)
@@ -479,7 +481,7 @@ impl Vfs for NameLayer {
         length: u64,
         how: Allocation,
     ) -> Result<Wcc> {
-        let server = self.settle_file(file).await?;
+        let server = self.settle_before_change(file).await?;
         let wcc = self.client.allocate(caller, &server, offset, length, how).await?;
         Ok(self.show_wcc(file, wcc))
     }

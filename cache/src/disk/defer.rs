@@ -147,7 +147,7 @@ impl Core {
     /// order.
     pub fn log_name(&self, record: NameRecord) -> Result<u64> {
         let number = self.append_or_make_room(&Record::Name(record))?;
-        self.names.last_record.store(number, Ordering::Release);
+        self.names.last_record.fetch_max(number, Ordering::AcqRel);
         Ok(number)
     }
 

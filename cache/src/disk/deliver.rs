@@ -347,7 +347,8 @@ impl Core {
             self.note_file(number, op.file(), server, attr)?;
         } else {
             let mut queue = self.names.queue.lock();
-            self.log_name(NameRecord::Done(number))?;
+            let record = self.log_name(NameRecord::Done(number))?;
+            self.names.note_made(*op.file(), record);
             let bound = |queue: &super::pending::Queue, file: &FileHandle| {
                 queue.server(file).is_some_and(|server| server != *file)
             };
@@ -378,10 +379,11 @@ impl Core {
         {
             let mut queue = self.names.queue.lock();
             let wanted = queue.created(file);
-            self.journal.append(&record).map_err(|error| {
+            let written = self.journal.append(&record).map_err(|error| {
                 log::error!("cannot write to the journal: {error}");
                 Error::Status(Status::from_errno(error.raw_os_error().unwrap_or(libc::EIO)))
             })?;
+            self.names.note_made(*file, written);
             queue.bind(*file, server);
             queue.done(number);
             let moved = attr.zip(wanted).is_some_and(|(attr, wanted)| attr.mtime != wanted.mtime);

@@ -233,6 +233,8 @@ impl Core {
         if node.is_local() {
             let mut state = node.state.lock();
             self.log(&mut state, Record::RemoveIntent { handle: node.handle })?;
+            // It is on disk before the server is asked.
+            self.names.note_made(node.handle, self.journal.newest());
             crash::point(crash::Point::BEFORE_REMOVE);
         }
         Ok(())

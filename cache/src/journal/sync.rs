@@ -39,7 +39,7 @@ impl Journal {
     /// After an error every further sync and append fails: only reading and opening anew remain.
     pub fn sync(&self) -> io::Result<()> {
         // Also what an earlier process appended and may not have synced.
-        let target = self.tail.lock().next_seq - 1;
+        let target = self.newest();
         self.counters.syncs_asked.fetch_add(1, Ordering::Relaxed);
         let mut state = self.syncs.lock();
         loop {
@@ -114,6 +114,11 @@ impl Journal {
         self.counters.syncs.fetch_add(1, Ordering::Relaxed);
         crash::point(Point::JOURNAL_AFTER_SYNC);
         Ok(up_to)
+    }
+
+    /// Returns the number of the last record that was appended; 0 if there is none.
+    pub fn newest(&self) -> u64 {
+        self.tail.lock().next_seq - 1
     }
 
     /// Says whether a record is known to be on disk.

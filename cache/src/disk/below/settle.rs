@@ -1,10 +1,36 @@
 //! Waiting for pending changes that a call depends on, which are made at once then.
 
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
 use gridvfs_vfs::{FileHandle, Result};
+use parking_lot::Mutex;
 
 use super::super::pending::Key;
 use super::NameLayer;
 use crate::journal::At;
+
+/// How many files are noted before those are forgotten whose records are on disk.
+const MADE_FEW: usize = 256;
+
+/// The record that says of a file that the last change of it is made on the server. A further change
+/// must not come there before this is on disk: after a power loss nobody could tell the two apart.
+#[derive(Debug, Default)]
+pub(in crate::disk) struct Made(Mutex<HashMap<FileHandle, u64>>);
+
+impl Made {
+    fn note(&self, file: FileHandle, record: u64, is_durable: impl Fn(u64) -> bool) {
+        let mut made = self.0.lock();
+        if made.len() >= MADE_FEW {
+            made.retain(|_, record| !is_durable(*record));
+        }
+        made.insert(file, record);
+    }
+
+    fn record(&self, file: &FileHandle) -> Option<u64> {
+        self.0.lock().get(file).copied()
+    }
+}
 
 /// Which changes somebody waits for.
 enum Wait<'a> {
@@ -22,13 +48,38 @@ impl NameLayer {
         self.server(file)
     }
 
-    /// Makes what is pending of these names, before the server is asked for a change of them. What was
-    /// acknowledged earlier is not to be lost by a power loss when that is not.
-    pub(in crate::disk) async fn settle_names(&self, names: &[At]) -> Result<()> {
-        if let Some(core) = self.core() {
-            core.sync_names().await?;
+    /// The same before the server is asked for a further change of the file: after a power loss, too,
+    /// it is known that those before are made.
+    pub(in crate::disk) async fn settle_before_change(
+        &self,
+        file: &FileHandle,
+    ) -> Result<FileHandle> {
+        let server = self.settle_file(file).await?;
+        if let Some(record) = self.made.record(file)
+            && let Some(core) = self.core()
+            && !core.journal.is_durable(record)
+        {
+            core.sync_journal().await?;
         }
-        self.wait(Wait::Names(names)).await
+        Ok(server)
+    }
+
+    /// Notes that the journal says of a file that a change of it is made.
+    pub(in crate::disk) fn note_made(&self, file: FileHandle, record: u64) {
+        self.last_record.fetch_max(record, Ordering::AcqRel);
+        if let Some(core) = self.core() {
+            self.made.note(file, record, |record| core.journal.is_durable(record));
+        }
+    }
+
+    /// Makes what is pending of these names, before the server is asked for a change of them. What was
+    /// acknowledged earlier is not to be lost by a power loss when that is not, nor that it is made.
+    pub(in crate::disk) async fn settle_names(&self, names: &[At]) -> Result<()> {
+        self.wait(Wait::Names(names)).await?;
+        match self.core() {
+            Some(core) => core.sync_names().await,
+            None => Ok(()),
+        }
     }
 
     /// Makes what is pending of these names, and of the files that they lead to.
