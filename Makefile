@@ -2,6 +2,10 @@
 
 PREFIX ?= /usr/local
 DESTDIR ?=
+# What `make install` installs.
+BINARY ?= target/release/gridvfs
+# Where mount(8) and umount(8) look for the helpers of a file system type, and nowhere else.
+MOUNT_HELPERS ?= /usr/sbin
 # PROFILE=release tests what is shipped, at the price of a longer build.
 PROFILE ?= dev
 CARGO ?= cargo
@@ -81,6 +85,20 @@ lint: ## Lints only: clippy, and shellcheck where it is installed
 clean: ## Remove everything that was built, guests included
 	$(CARGO) clean
 
-install: ## Install into $(DESTDIR)$(PREFIX) what `make build` built
-	@test -x target/release/gridvfs || { echo "nothing to install: run 'make build' first" >&2; exit 1; }
-	install -D -m 755 target/release/gridvfs $(DESTDIR)$(PREFIX)/bin/gridvfs
+install: ## Install into $(DESTDIR)$(PREFIX) what `make build` built: command, units, mount(8) helpers, man pages
+	@test -x $(BINARY) || { echo "nothing to install: run 'make build' first" >&2; exit 1; }
+	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/gridvfs
+	for side in user system; do \
+		install -d $(DESTDIR)$(PREFIX)/lib/systemd/$$side && \
+		sed 's,=\(-\?\)gridvfs ,=\1$(PREFIX)/bin/gridvfs ,' 'packaging/systemd/'$$side'/gridvfs@.service' \
+			>$(DESTDIR)$(PREFIX)/lib/systemd/$$side/gridvfs@.service || exit 1; \
+	done
+	install -d $(DESTDIR)$(MOUNT_HELPERS)
+	for helper in mount umount; do \
+		ln -sf $(PREFIX)/bin/gridvfs $(DESTDIR)$(MOUNT_HELPERS)/$$helper.fuse.gridvfs || exit 1; \
+	done
+	pages=$$(mktemp -d) && trap 'rm -rf "$$pages"' EXIT && $(BINARY) pages "$$pages" && \
+		install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 "$$pages"/man/*.1 && \
+		install -D -m 644 "$$pages/completions/gridvfs.bash" $(DESTDIR)$(PREFIX)/share/bash-completion/completions/gridvfs && \
+		install -D -m 644 "$$pages/completions/_gridvfs" $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_gridvfs && \
+		install -D -m 644 "$$pages/completions/gridvfs.fish" $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/gridvfs.fish

@@ -1,5 +1,6 @@
-//! The command line: one definition for parsing, help and (later) man pages and completions.
+//! The command line: one definition for parsing, help, man pages and completions.
 
+mod helper;
 mod meta;
 
 use std::ffi::OsString;
@@ -7,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::commands;
 pub use meta::{
@@ -93,6 +94,12 @@ enum Command {
     Clone(CloneArgs),
     /// The server side: started by `gridvfs mount` over ssh, or standing
     Proxy(ProxyArgs),
+    /// Write man pages and shell completions into a directory (for packages)
+    #[command(hide = true)]
+    Pages {
+        /// The directory; `man` and `completions` are made in it
+        directory: PathBuf,
+    },
 }
 
 /// Arguments of `gridvfs mount`.
@@ -172,6 +179,9 @@ pub struct UmountArgs {
     /// Write back, then empty the cache
     #[arg(long)]
     pub flush: bool,
+    /// Only clear the mount if its process has died; otherwise leave all as it is
+    #[arg(long, conflicts_with_all = ["lazy", "preserve", "flush"])]
+    pub dead: bool,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
@@ -420,6 +430,10 @@ pub struct ProxyServeArgs {
 
 /// Parses the arguments and runs the command.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(code) = helper::run(&arguments) {
+        return Ok(code);
+    }
     match Cli::parse_from(arguments).command {
         Command::Mount(args) => commands::mount::run(args),
         Command::Umount(args) => commands::umount::run(args),
@@ -435,5 +449,6 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
         Command::Meta(args) => commands::meta::run(args.command),
         Command::Clone(args) => commands::clone::run(args),
         Command::Proxy(args) => commands::proxy::run(args.command),
+        Command::Pages { directory } => commands::pages::run(Cli::command(), &directory),
     }
 }

@@ -6,6 +6,7 @@ pub mod config;
 pub mod conflicts;
 pub mod meta;
 pub mod mount;
+pub mod pages;
 pub mod profile;
 pub mod proxy;
 pub mod set;

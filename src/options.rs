@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use crate::report::Hinted;
 
 pub use cache::{CacheOptions, Changes, settings_json, size};
-pub use item::{Item, Origin};
+pub use item::{Item, Origin, split_at_commas};
 pub use layers::{Layers, Reading, named_session_file, session_file};
 pub use metadata::MetadataOptions;
 pub use show::{Provenance, Shown, differences, row};
@@ -180,7 +180,7 @@ impl Settings {
                     self.kernel.push(key.into());
                 }
             }
-            key if keys::IGNORED.contains(&key) || key.starts_with("x-") => {}
+            key if keys::is_ignored(key) => {}
             "ssh_option" if !text()?.contains('=') => bail!("KEY=VALUE is expected"),
             _ if ssh_option(item).is_some() => self.ssh_options.extend(ssh_option(item)),
             key if self.cache.set(key, value)? => {}
@@ -232,6 +232,12 @@ fn flag(value: Option<&str>) -> Result<bool> {
         Some("no" | "false" | "0") => Ok(false),
         Some(_) => bail!("yes or no is expected"),
     }
+}
+
+/// Says whether an option, `KEY` or `KEY=VALUE`, has a key that is known.
+pub fn is_known(option: &str) -> bool {
+    let item = Item::option(option);
+    keys::find(&item.key).is_some() || keys::is_ignored(&item.key) || ssh_option(&item).is_some()
 }
 
 fn unknown<'a>(name: &str, known: impl IntoIterator<Item = &'a str>, what: &str) -> anyhow::Error {

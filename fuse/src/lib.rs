@@ -22,6 +22,8 @@ mod session;
 mod silly;
 
 pub use counters::Counters;
-pub use mount::{MountError, MountOptions, MountState, check_mountpoint, inspect, mount, unmount};
+pub use mount::{
+    MountError, MountOptions, MountState, check_mountpoint, inspect, mount, owner, unmount,
+};
 pub use options::SessionOptions;
 pub use session::Session;

@@ -204,6 +204,23 @@ pub fn inspect(mountpoint: &Path) -> MountState {
     MountState::Mounted { source, fs_type }
 }
 
+/// Returns the number of the user who made the FUSE mount at a mount point, if there is one.
+pub fn owner(mountpoint: &Path) -> Option<u32> {
+    let table = std::fs::read("/proc/self/mountinfo").ok()?;
+    owner_at(&table, mountpoint)
+}
+
+fn owner_at(table: &[u8], mountpoint: &Path) -> Option<u32> {
+    let is_there = |line: &&[u8]| {
+        let path = line.split(|byte| *byte == b' ').nth(4).map(unescaped);
+        path.is_some_and(|path| path == mountpoint.as_os_str().as_bytes())
+    };
+    let line = table.split(|byte| *byte == b'\n').rfind(is_there)?;
+    let options = line.split(|byte| *byte == b' ').next_back()?;
+    let mut options = std::str::from_utf8(options).ok()?.split(',');
+    options.find_map(|option| option.strip_prefix("user_id=")?.parse().ok())
+}
+
 /// Asks in a thread of its own, which a mount that hangs may keep.
 fn is_dead(mountpoint: PathBuf) -> bool {
     let (sender, receiver) = mpsc::channel();
@@ -264,6 +281,15 @@ mod tests {
         assert_eq!(at("/c"), Some(("ext4".into(), "two".into())));
         assert_eq!(at("/d"), None);
         assert_eq!(inspect(Path::new("/nonexistent")), MountState::Free);
+    }
+
+    #[test]
+    fn who_mounted_is_found() {
+        let table = b"3 1 0:5 / /a\\040b rw - fuse.gridvfs h:/x rw,user_id=1000,group_id=100\n\
+            4 1 0:6 / /c rw - tmpfs one rw\n";
+        assert_eq!(owner_at(table, Path::new("/a b")), Some(1000));
+        assert_eq!(owner_at(table, Path::new("/c")), None);
+        assert_eq!(owner_at(table, Path::new("/d")), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod connect;
 mod control;
 mod files;
+mod manager;
 mod remote;
 mod serve;
 mod signals;

@@ -19,6 +19,9 @@ const PROCESS_END_MAX: Duration = Duration::from_secs(3);
 /// Runs the command.
 pub fn run(args: UmountArgs) -> Result<ExitCode> {
     let record = session::find(&args.target)?;
+    if args.dead {
+        return clear_dead(&args, record);
+    }
     let mountpoint = match &record {
         Some(record) => record.mountpoint.clone(),
         None => {
@@ -71,6 +74,29 @@ pub fn run(args: UmountArgs) -> Result<ExitCode> {
             count_text(files.as_u64().unwrap_or(0), "file"),
             last["cache_directory"].as_str().unwrap_or_default(),
         );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Clears the mount of a process that was killed, if the target is one. A session that runs, or that
+/// has ended in an orderly way, is left alone.
+fn clear_dead(args: &UmountArgs, record: Option<Record>) -> Result<ExitCode> {
+    let mountpoint = match record {
+        Some(record) => record.mountpoint,
+        None => crate::mountpoint::resolved(Path::new(&args.target)).unwrap_or_default(),
+    };
+    let mut cleared = false;
+    if let MountState::Stale { fs_type, .. } = gridvfs_fuse::inspect(&mountpoint)
+        && fs_type == "fuse.gridvfs"
+    {
+        unmount(&mountpoint, true)?;
+        session::forget_dead(&mountpoint)?;
+        cleared = true;
+    }
+    if args.json {
+        print_json(&json!({"ok": true, "mountpoint": mountpoint, "cleared": cleared}))?;
+    } else if cleared {
+        println!("{}: a dead mount was cleared", mountpoint.display());
     }
     Ok(ExitCode::SUCCESS)
 }

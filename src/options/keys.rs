@@ -116,7 +116,7 @@ pub const KERNEL_FLAGS: &[&str] = &[
 
 /// What fstab and sshfs users write that asks for nothing here: it is so anyway, or it is for
 /// mount(8) and systemd.
-pub const IGNORED: &[&str] = &[
+const IGNORED: &[&str] = &[
     "reconnect",
     "auto",
     "noauto",
@@ -128,8 +128,24 @@ pub const IGNORED: &[&str] = &[
     "_netdev",
     "defaults",
     "relatime",
+    "norelatime",
+    "strictatime",
     "diratime",
+    "nodiratime",
+    "lazytime",
+    "nolazytime",
+    "iversion",
+    "noiversion",
+    "group",
+    "comment",
+    "silent",
+    "loud",
 ];
+
+/// Says whether a key asks for nothing here.
+pub fn is_ignored(key: &str) -> bool {
+    IGNORED.contains(&key) || key.starts_with("x-") || key.starts_with("X-")
+}
 
 /// Finds a key.
 pub fn find(name: &str) -> Option<Key> {

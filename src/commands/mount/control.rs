@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use super::Plan;
 use super::connect::Stack;
 use super::files;
+use super::manager::Held;
 use crate::options::{Changes, Layers, Provenance, Shown, differences, settings_json};
 use crate::paths;
 use crate::report::Hinted;
@@ -95,6 +96,31 @@ impl SessionControl {
                 "mount with -o cache=on",
             )
         })
+    }
+
+    /// Returns what is mounted where, for people.
+    pub fn words(&self) -> String {
+        format!("{} on {}", self.record.source, self.record.mountpoint.display())
+    }
+
+    /// Says whether a write-back has been asked for and is not done.
+    pub fn is_writing_back(&self) -> bool {
+        self.writing_back.try_lock().is_err()
+    }
+
+    /// Returns what is not yet on the state server.
+    pub fn held(&self) -> Held {
+        let link = self.client.as_ref().map(|client| client.counters().to_map());
+        let of_link = |name: &str| link.as_ref().and_then(|link| link.get(name)?.as_u64());
+        let buffered = || self.buffer.as_ref().map_or(0, |buffer| buffer.dirty_bytes());
+        let unsent = self.cache.as_ref().map(|cache| cache.unsent());
+        Held {
+            // What the buffers hold is part of what the cache has not sent.
+            unsent_bytes: unsent.as_ref().map_or_else(buffered, |unsent| unsent.bytes),
+            unsent_names: unsent.map_or(0, |unsent| unsent.names),
+            sent_bytes: of_link("sent_bytes").unwrap_or(0),
+            unreachable_seconds: of_link("unreachable_seconds"),
+        }
     }
 
     /// Sends what is unsent; done when it is on the server's disk.

@@ -1,10 +1,12 @@
 //! The mount process: from the connection to the last byte written back.
 
+use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use env_logger::WriteStyle;
+use env_logger::fmt::Formatter;
 use gridvfs_cache::DiskCache;
 use gridvfs_cache::disk::{AtEnd, Consistency, Policy};
 use gridvfs_cache::store::Geometry;
@@ -14,6 +16,7 @@ use serde_json::{Value, json};
 use super::Plan;
 use super::connect::{Cache, Stack, connect};
 use super::control::{Kernel, SessionControl};
+use super::manager::Manager;
 use super::signals;
 use crate::cache_dir::source_hash;
 use crate::daemon::{self, Starter};
@@ -106,10 +109,14 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
     if !words.is_empty() && !plan.args.json {
         log::info!("{}", words.trim_end());
     }
-    signals::handle(&runtime, plan, &control)?;
+    let manager = Arc::new(Manager::new(stays));
+    signals::handle(&runtime, plan, &control, &manager)?;
+    manager.ready(&control.words());
+    runtime.spawn(manager.clone().watch(control.clone()));
     let served = session.run();
     drop(mounted);
     log::info!("unmounted; ending the session");
+    manager.stopping();
     let ended = runtime.block_on(end(&record, &stack));
     let result = served.map_err(anyhow::Error::from).and(ended);
     let last = stack.cache.as_ref().map_or(json!({}), left);
@@ -249,5 +256,24 @@ fn start_log(debug: bool, stays: bool) {
     let level = if debug { "debug" } else { "info" };
     let environment = env_logger::Env::default().filter_or("GRIDVFS_LOG", level);
     let style = if stays { WriteStyle::Auto } else { WriteStyle::Never };
-    env_logger::Builder::from_env(environment).format_target(false).write_style(style).init();
+    let mut builder = env_logger::Builder::from_env(environment);
+    builder.format_target(false).write_style(style);
+    if stays && std::env::var_os("JOURNAL_STREAM").is_some() {
+        builder.format(write_for_journal);
+    }
+    builder.init();
+}
+
+/// The journal of systemd has the time already, and takes the level as sd-daemon(3) says.
+fn write_for_journal(out: &mut Formatter, record: &log::Record<'_>) -> std::io::Result<()> {
+    let level = match record.level() {
+        log::Level::Error => 3,
+        log::Level::Warn => 4,
+        log::Level::Info => 6,
+        log::Level::Debug | log::Level::Trace => 7,
+    };
+    for line in record.args().to_string().lines() {
+        writeln!(out, "<{level}>{line}")?;
+    }
+    Ok(())
 }

@@ -9,26 +9,38 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Plan;
 use super::control::SessionControl;
+use super::manager::Manager;
 
 /// Handles signals from here on.
-pub fn handle(runtime: &Runtime, plan: &Plan, control: &Arc<SessionControl>) -> Result<()> {
+pub fn handle(
+    runtime: &Runtime,
+    plan: &Plan,
+    control: &Arc<SessionControl>,
+    manager: &Arc<Manager>,
+) -> Result<()> {
     unmount_when_asked(runtime, plan)?;
     let mut write_back = signal(SignalKind::user_defined1())?;
     let mut flush = signal(SignalKind::user_defined2())?;
     // The terminal that the mount was made from may have been closed: no reason to end.
     let mut hang_up = signal(SignalKind::hangup())?;
-    let control = control.clone();
+    let (control, manager) = (control.clone(), manager.clone());
     runtime.spawn(async move {
         loop {
             let (what, control) = tokio::select! {
                 _ = write_back.recv() => ("write back", control.clone()),
                 _ = flush.recv() => ("flush", control.clone()),
                 _ = hang_up.recv() => {
+                    manager.reloading();
+                    let mut words = control.words();
                     match control.reload() {
                         Ok(true) => log::info!("the settings file was read again"),
                         Ok(false) => {}
-                        Err(error) => log::error!("{error:#}; the settings stay as they were"),
+                        Err(error) => {
+                            words = format!("{error:#}; the settings stay as they were");
+                            log::error!("{words}");
+                        }
                     }
+                    manager.ready(&words);
                     continue;
                 }
             };
