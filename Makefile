@@ -18,7 +18,7 @@ DEPS := tests/support/deps.sh
 SCRIPTS := .ci/run $(wildcard bench/*.sh bench/cache/*.sh tests/support/*.sh bench/guest/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-bench build demo test test-crash bench-link bench-cache bench-fetch bench-clone fmt lint clean install bench-meta
+.PHONY: help deps deps-bench build demo test test-systemd test-crash bench-link bench-cache bench-fetch bench-clone fmt lint clean install bench-meta
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,11 @@ test: ## Formatting, lints and all tests; says which tests were skipped
 	$(CARGO) clippy --workspace --all-targets --profile $(PROFILE) -- -D warnings
 	$(CARGO) build --workspace --bins --profile $(PROFILE)
 	@tests/support/run-tests.sh --profile $(PROFILE)
+
+test-systemd: ## Units and mount(8) helpers in a container with a real systemd (needs root; builds its image once)
+	@$(DEPS) build test systemd
+	@tests/support/systemd.sh image $(or $(CARGO_TARGET_DIR),target)/systemd
+	$(CARGO) test -p gridvfs --profile $(PROFILE) --test systemd -- --show-output
 
 test-crash: ## The crash harness at length: 1,000 kills, 150 power losses
 	GRIDVFS_CRASH_KILLS=1000 GRIDVFS_CRASH_LOSSES=150 $(CARGO) test -p gridvfs-cache \

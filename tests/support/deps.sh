@@ -8,7 +8,7 @@
 # SSH server, an NFS server) are not started and not enabled by this.
 set -euo pipefail
 
-usage() { echo "usage: deps.sh [build|demo|test|bench]...   (default: build demo test)"; }
+usage() { echo "usage: deps.sh [build|demo|test|bench|systemd]...   (default: build demo test)"; }
 say() { printf 'deps: %s\n' "$*"; }
 complain() { printf 'deps: %s\n' "$*" >&2; }
 
@@ -45,6 +45,8 @@ bench       | iperf3            | iperf3              | make bench-link
 bench       | sshfs             | sshfs               | the comparison with sshfs
 bench       | rclone            | rclone              | the comparison with rclone
 bench       | mmdebstrap        | mmdebstrap          | make bench-clone
+systemd     | systemd-container | systemd-nspawn      | make test-systemd
+systemd     | mmdebstrap        | mmdebstrap          | make test-systemd
 bench       | fakeroot          | fakeroot            | make bench-clone without root
 bench       | texlive-latex-base | pdflatex           | the LaTeX row of make bench-cache
 LIST
@@ -55,7 +57,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 groups=()
 for argument; do
     case $argument in
-        build | demo | test | bench) groups+=("$argument") ;;
+        build | demo | test | bench | systemd) groups+=("$argument") ;;
         *) usage >&2; exit 2 ;;
     esac
 done

@@ -14,7 +14,7 @@ use super::control::SessionControl;
 use crate::report::{bytes_text, count_text};
 
 /// How often it is looked how far a write-back is.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// So much longer may an end take each time that something was sent, in µs. A link that carries
 /// nothing for so long is cut; what is unsent then stays in the cache, for the next mount.
 const EXTENSION_US: u32 = 120_000_000;
