@@ -103,7 +103,8 @@ impl Journal {
             }
         };
         drop(room);
-        let result = self.zero(&segment, &mut left, seq);
+        // Before what it held is gone: under its old name a power loss would leave a part of it.
+        let result = self.dir.sync_all().and_then(|()| self.zero(&segment, &mut left, seq));
         let mut room = self.room.lock();
         if result.is_ok() && left == 0 && Arc::strong_count(&segment) == 1 {
             std::fs::rename(room.dir.join("spent.room"), room.dir.join("ready.room"))?;

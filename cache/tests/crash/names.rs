@@ -142,6 +142,8 @@ fn one(test: &str, seed: u64) -> bool {
             scope.spawn(|| {
                 std::thread::sleep(lasts);
                 off.store(true, Ordering::SeqCst);
+                // Nor may a sync that seems to end meanwhile let anything more reach the server.
+                session.far.unreachable.store(true, Ordering::SeqCst);
                 disk.cut_power();
             });
             while !off.load(Ordering::SeqCst) {

@@ -80,8 +80,16 @@ impl Disk {
     }
 
     pub fn power_on(&mut self) {
-        self.umount();
-        assert!(self.mount(), "the file system recovers");
+        // As long as a process in another mount namespace has the disk, it stays as it is.
+        for _ in 0..100 {
+            self.umount();
+            assert!(self.mount(), "the file system recovers");
+            if std::fs::read_dir(&self.path).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("the disk is still in use as it was before");
     }
 }
 
@@ -155,6 +163,8 @@ fn one(test: &str, seed: u64) -> bool {
                 std::thread::sleep(lasts);
                 // An fsync that ends from now on may have ended too late.
                 off.store(true, Ordering::SeqCst);
+                // Nor may a sync that seems to end meanwhile let anything more reach the server.
+                session.far.unreachable.store(true, Ordering::SeqCst);
                 disk.cut_power();
             });
             while !off.load(Ordering::SeqCst) {
