@@ -6,6 +6,7 @@
 //! before the plan is whole. [`carry_out`] then builds the clone in a directory beside its place
 //! and renames it. Golden files are only read. docs/cloning.md describes the layouts.
 
+pub mod ahead;
 mod cached;
 mod golden;
 mod identity;
@@ -140,6 +141,7 @@ pub fn make(
         golden::Layout::Vmware => vmware::plan(golden, wish)?,
         golden::Layout::Xen => xen::plan(golden, wish)?,
     };
+    ahead::plan(&plan);
     let mut work = Work { building, watch, phases: Vec::new(), begin };
     work.done("configuration", format!("read {}", golden.configuration_name()))?;
     carry_out(&plan, &mut work)?;

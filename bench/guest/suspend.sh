@@ -100,7 +100,8 @@ ARGS
 run_qemu() {
     local words=()
     eval "words=($(grep -v -e '^#' -e '^-incoming' qemu.args))"
-    rm -f console.log "$scratch"/qmp.*
+    # A machine that was off has nothing in its memory.
+    rm -f memory console.log "$scratch"/qmp.*
     mkfifo "$scratch/qmp.in" "$scratch/qmp.out"
     "${words[@]}" -chardev "pipe,id=own,path=$scratch/qmp" -mon chardev=own,mode=control "$@" \
         </dev/null >"$scratch/qemu.log" 2>&1 &

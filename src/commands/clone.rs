@@ -33,6 +33,7 @@ pub fn run(args: CloneArgs) -> Result<ExitCode> {
 fn attempt(args: &CloneArgs, stop: &Stop) -> Result<()> {
     let begin = Instant::now();
     let wish = wish(args)?;
+    clone::ahead::directory(args.golden.clone());
     let golden = Golden::open(&args.golden, args.config.as_deref())?;
     let building = Building::new(&wish.directory, stop)?;
     let mut show = Show::new(args, stop.clone())?;

@@ -2,7 +2,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
@@ -11,6 +10,9 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::time::SystemTime;
 
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::unistd::{Whence, lseek};
 use parking_lot::Mutex;
 
 use crate::FileKey;
@@ -323,7 +325,10 @@ impl CachedFile {
             let next = (at + BLOCK_BYTES).min(length);
             if data[at..next].iter().all(|byte| *byte == 0) && self.is_absent(offset + at as u64) {
                 self.put_run(offset + from as u64, &data[from..at])?;
-                self.set_zero((offset + at as u64) / BLOCK);
+                let zeros = offset + at as u64;
+                self.make_hole(zeros, offset + next as u64)?;
+                let number = zeros / BLOCK;
+                self.sums()[number as usize].store(self.sum_of(number, &ZEROS), Release);
                 from = next;
             }
             at = next;
@@ -334,10 +339,17 @@ impl CachedFile {
     /// Says that a range of whole blocks is zero: those that are not there become holes that are.
     pub fn put_zeros(&self, offset: u64, end: u64) {
         let _guard = self.writing.lock();
-        for number in offset.div_ceil(BLOCK)..end.min(self.size).div_ceil(BLOCK) {
-            if self.sums()[number as usize].load(Acquire) == 0 {
-                self.set_zero(number);
+        let (mut number, last) = (offset.div_ceil(BLOCK), end.min(self.size).div_ceil(BLOCK));
+        let is_absent = |number: &u64| self.sums()[*number as usize].load(Acquire) == 0;
+        while let Some(from) = (number..last).find(is_absent) {
+            let to = (from..last).find(|number| !is_absent(number)).unwrap_or(last);
+            if self.make_hole(from * BLOCK, (to * BLOCK).min(self.size)).is_ok() {
+                for number in from..to {
+                    let sum = self.sum_of(number, &ZEROS);
+                    self.sums()[number as usize].store(sum, Release);
+                }
             }
+            number = to;
         }
     }
 
@@ -345,21 +357,24 @@ impl CachedFile {
         self.sums()[(offset / BLOCK) as usize].load(Acquire) == 0
     }
 
-    /// The block was never written, or was dropped: then it is punched out first.
-    fn set_zero(&self, number: u64) {
-        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        let at = (number * BLOCK) as libc::off_t;
-        let mut there = [0; BLOCK_BYTES];
-        let length = BLOCK.min(self.size - number * BLOCK) as usize;
-        let read = self.data.read_exact_at(&mut there[..length], number * BLOCK);
-        if (read.is_err() || there != ZEROS)
-            // SAFETY: plain call on an open descriptor.
-            && unsafe { libc::fallocate(self.data.as_raw_fd(), mode, at, BLOCK as libc::off_t) } != 0
-            && self.data.write_all_at(&ZEROS[..length], number * BLOCK).is_err()
-        {
-            return;
+    /// Leaves zeros where nothing was ever written, or where blocks were dropped: then their room is
+    /// given back.
+    fn make_hole(&self, from: u64, to: u64) -> io::Result<()> {
+        let data = lseek(&self.data, from as libc::off_t, Whence::SeekData);
+        if data == Err(Errno::ENXIO) || data.is_ok_and(|data| data as u64 >= to) {
+            return Ok(());
         }
-        self.sums()[number as usize].store(self.sum_of(number, &ZEROS), Release);
+        let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        if fallocate(&self.data, how, from as libc::off_t, (to - from) as libc::off_t).is_ok() {
+            return Ok(());
+        }
+        let mut at = from;
+        while at < to {
+            let length = (to - at).min(BLOCK) as usize;
+            self.data.write_all_at(&ZEROS[..length], at)?;
+            at += length as u64;
+        }
+        Ok(())
     }
 
     fn put_run(&self, offset: u64, data: &[u8]) -> io::Result<()> {

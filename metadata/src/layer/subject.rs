@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use gridvfs_vfs::{Attr, Caller, Error, FileHandle, FileKind, Result, Status, Time};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
@@ -11,6 +11,9 @@ use super::{Core, Guide, SIZE_MIN};
 use crate::counters::{FileReads, add};
 use crate::format::{METADATA_BYTES_MAX, Metadata, metadata_name};
 use crate::profile::Recorder;
+
+/// By what pieces a metadata file is read, in bytes: a full READ.
+const PIECE_BYTES: u64 = 1 << 20;
 
 /// What is known of a file.
 #[derive(Clone)]
@@ -250,19 +253,26 @@ impl Core {
     }
 }
 
-/// Reads a file from its start to its end.
+/// Reads a file from its start to its end: all of it is on its way at once, a few MiB mostly.
 async fn read_all(core: &Core, caller: &Caller, file: &FileHandle, size: u64) -> Result<Vec<u8>> {
-    let mut all = BytesMut::new();
-    while (all.len() as u64) < size {
-        let at = all.len() as u64;
-        let count = (size - at).min(1 << 20) as u32;
-        let read = core.below.read(caller, file, at, count).await?;
-        all.extend_from_slice(&read.data);
-        if read.eof || read.data.is_empty() {
+    let pieces: Vec<_> = (0..size)
+        .step_by(PIECE_BYTES as usize)
+        .map(|at| {
+            let (below, caller, file) = (core.below.clone(), caller.clone(), *file);
+            let count = (size - at).min(PIECE_BYTES) as u32;
+            core.runtime.spawn(async move { below.read(&caller, &file, at, count).await })
+        })
+        .collect();
+    let mut all = Vec::with_capacity(size as usize);
+    for piece in pieces {
+        let data = piece.await.unwrap_or(Err(Error::Interrupted))?.data;
+        all.extend_from_slice(&data);
+        if !(all.len() as u64).is_multiple_of(PIECE_BYTES) {
+            // The end, or less than there was: then it is not the whole, and its checksums say so.
             break;
         }
     }
-    Ok(all.into())
+    Ok(all)
 }
 
 /// Says whether two times are the same, as far as the server tells them: some have microseconds or
