@@ -18,7 +18,7 @@ DEPS := tests/support/deps.sh
 SCRIPTS := .ci/run $(wildcard bench/*.sh bench/cache/*.sh tests/support/*.sh bench/guest/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-bench build demo test test-systemd test-crash bench-link bench-cache bench-fetch bench-clone fmt lint clean install bench-meta
+.PHONY: help deps deps-bench build demo test test-systemd test-slurm test-crash bench-link bench-cache bench-fetch bench-clone fmt lint clean install bench-meta
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +49,10 @@ test-systemd: ## Units and mount(8) helpers in a container with a real systemd (
 	@$(DEPS) build test systemd
 	@tests/support/systemd.sh image $(or $(CARGO_TARGET_DIR),target)/systemd
 	$(CARGO) test -p gridvfs --profile $(PROFILE) --test systemd -- --show-output
+
+test-slurm: ## The recipe of packaging/slurm in a Slurm of its own (needs root)
+	@$(DEPS) build test slurm
+	$(CARGO) test -p gridvfs --profile $(PROFILE) --test slurm -- --show-output
 
 test-crash: ## The crash harness at length: 1,000 kills, 150 power losses
 	GRIDVFS_CRASH_KILLS=1000 GRIDVFS_CRASH_LOSSES=150 $(CARGO) test -p gridvfs-cache \

@@ -8,7 +8,7 @@
 # SSH server, an NFS server) are not started and not enabled by this.
 set -euo pipefail
 
-usage() { echo "usage: deps.sh [build|demo|test|bench|systemd]...   (default: build demo test)"; }
+usage() { echo "usage: deps.sh [build|demo|test|bench|systemd|slurm]...   (default: build demo test)"; }
 say() { printf 'deps: %s\n' "$*"; }
 complain() { printf 'deps: %s\n' "$*" >&2; }
 
@@ -47,6 +47,8 @@ bench       | rclone            | rclone              | the comparison with rclo
 bench       | mmdebstrap        | mmdebstrap          | make bench-clone
 systemd     | systemd-container | systemd-nspawn      | make test-systemd
 systemd     | mmdebstrap        | mmdebstrap          | make test-systemd
+slurm       | slurm-wlm         | slurmctld           | make test-slurm
+slurm       | munge             | munged              | make test-slurm
 bench       | fakeroot          | fakeroot            | make bench-clone without root
 bench       | texlive-latex-base | pdflatex           | the LaTeX row of make bench-cache
 LIST
@@ -57,7 +59,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 groups=()
 for argument; do
     case $argument in
-        build | demo | test | bench | systemd) groups+=("$argument") ;;
+        build | demo | test | bench | systemd | slurm) groups+=("$argument") ;;
         *) usage >&2; exit 2 ;;
     esac
 done
@@ -142,6 +144,8 @@ disable_services() { # PACKAGE...: those that we have just installed
             openssh-server) units+=(ssh.service ssh.socket) ;;
             nfs-ganesha) units+=(nfs-ganesha.service) ;;
             rpcbind) units+=(rpcbind.service rpcbind.socket) ;;
+            munge) units+=(munge.service) ;;
+            slurm-wlm) units+=(slurmctld.service slurmd.service) ;;
         esac
     done
     ((${#units[@]})) || return 0
