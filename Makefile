@@ -15,7 +15,8 @@ CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
 DEPS := tests/support/deps.sh
-SCRIPTS := .ci/run $(wildcard bench/*.sh bench/cache/*.sh tests/support/*.sh bench/guest/*)
+SCRIPTS := .ci/run $(wildcard bench/*.sh bench/cache/*.sh tests/support/*.sh bench/guest/*) \
+	packaging/libvirt/qemu packaging/slurm/prolog packaging/slurm/epilog packaging/slurm/task-prolog
 
 .DEFAULT_GOAL := help
 .PHONY: help deps deps-bench build demo test test-systemd test-slurm test-crash bench-link bench-cache bench-fetch bench-clone fmt lint clean install bench-meta
