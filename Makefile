@@ -19,7 +19,7 @@ SCRIPTS := .ci/run $(wildcard bench/*.sh bench/cache/*.sh tests/support/*.sh ben
 	packaging/libvirt/qemu packaging/slurm/prolog packaging/slurm/epilog packaging/slurm/task-prolog
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-bench build demo test test-systemd test-slurm test-crash bench-link bench-cache bench-fetch bench-clone fmt lint clean install bench-meta
+.PHONY: help deps deps-bench build demo test test-systemd test-slurm test-libvirt test-crash bench-link bench-cache bench-fetch bench-clone fmt lint clean install bench-meta
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,10 @@ test-systemd: ## Units and mount(8) helpers in a container with a real systemd (
 test-slurm: ## The recipe of packaging/slurm in a Slurm of its own (needs root)
 	@$(DEPS) build test slurm
 	$(CARGO) test -p gridvfs --profile $(PROFILE) --test slurm -- --show-output
+
+test-libvirt: ## The recipe for libvirt: a pool on a mount, and the hook (needs root)
+	@$(DEPS) build test libvirt
+	$(CARGO) test -p gridvfs --profile $(PROFILE) --test libvirt -- --show-output
 
 test-crash: ## The crash harness at length: 1,000 kills, 150 power losses
 	GRIDVFS_CRASH_KILLS=1000 GRIDVFS_CRASH_LOSSES=150 $(CARGO) test -p gridvfs-cache \

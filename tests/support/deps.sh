@@ -8,7 +8,7 @@
 # SSH server, an NFS server) are not started and not enabled by this.
 set -euo pipefail
 
-usage() { echo "usage: deps.sh [build|demo|test|bench|systemd|slurm]...   (default: build demo test)"; }
+usage() { echo "usage: deps.sh [build|demo|test|bench|systemd|slurm|libvirt]...   (default: build demo test)"; }
 say() { printf 'deps: %s\n' "$*"; }
 complain() { printf 'deps: %s\n' "$*" >&2; }
 
@@ -49,6 +49,8 @@ systemd     | systemd-container | systemd-nspawn      | make test-systemd
 systemd     | mmdebstrap        | mmdebstrap          | make test-systemd
 slurm       | slurm-wlm         | slurmctld           | make test-slurm
 slurm       | munge             | munged              | make test-slurm
+libvirt     | libvirt-daemon-system | libvirtd        | make test-libvirt
+libvirt     | libvirt-clients   | virsh               | make test-libvirt
 bench       | fakeroot          | fakeroot            | make bench-clone without root
 bench       | texlive-latex-base | pdflatex           | the LaTeX row of make bench-cache
 LIST
@@ -59,7 +61,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 groups=()
 for argument; do
     case $argument in
-        build | demo | test | bench | systemd | slurm) groups+=("$argument") ;;
+        build | demo | test | bench | systemd | slurm | libvirt) groups+=("$argument") ;;
         *) usage >&2; exit 2 ;;
     esac
 done
@@ -144,6 +146,7 @@ disable_services() { # PACKAGE...: those that we have just installed
             openssh-server) units+=(ssh.service ssh.socket) ;;
             nfs-ganesha) units+=(nfs-ganesha.service) ;;
             rpcbind) units+=(rpcbind.service rpcbind.socket) ;;
+            libvirt-daemon-system) units+=(libvirtd.service libvirtd.socket libvirt-guests.service) ;;
             munge) units+=(munge.service) ;;
             slurm-wlm) units+=(slurmctld.service slurmd.service) ;;
         esac
