@@ -71,12 +71,14 @@ enum Command {
     Umount(UmountArgs),
     /// List the sessions of this user
     Sessions(JsonArgs),
-    /// Show one session's state and counters
-    Status(StatusArgs),
+    /// Show one session's state and counters, or those of all
+    Status(StatusShowArgs),
+    /// Show what sessions do, as they do it: hits and misses, the link, latencies, busy files
+    Top(TopArgs),
     /// Send what a session holds to the state server, and wait until it is durable there
-    Writeback(StatusArgs),
+    Writeback(WriteBackArgs),
     /// Write back, then drop what the cache holds
-    Flush(StatusArgs),
+    Flush(WriteBackArgs),
     /// Change a session's settings while it runs
     Set(SetArgs),
     /// Show a session's settings, and where each comes from
@@ -168,8 +170,11 @@ pub enum ProfileVerb {
 /// Arguments of `gridvfs umount`.
 #[derive(Args)]
 pub struct UmountArgs {
-    /// A mount point, or a session's name
+    /// A session's name, or a mount point; ./NAME if it is to be a directory
     pub target: String,
+    /// Give up waiting after this time; what is mounted then stays so
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub timeout: Option<f64>,
     /// Detach at once even if files are open; they work until closed
     #[arg(short = 'z', long)]
     pub lazy: bool,
@@ -203,6 +208,58 @@ pub struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `gridvfs status`.
+#[derive(Args)]
+pub struct StatusShowArgs {
+    /// A session's name, or its mount point (default: all sessions of this user)
+    pub session: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Print Prometheus' text exposition format
+    #[arg(long, conflicts_with = "json")]
+    pub prometheus: bool,
+}
+
+/// Arguments of `gridvfs top`.
+#[derive(Args)]
+pub struct TopArgs {
+    /// A session's name, or its mount point (default: all sessions of this user)
+    pub session: Option<String>,
+    /// Over how many seconds rates are taken
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "2")]
+    pub interval: f64,
+    /// Print one interval and end
+    #[arg(long)]
+    pub once: bool,
+    /// How many files are shown of each session
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub files: usize,
+    /// Print JSON, a line for each interval
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `gridvfs writeback` and `flush`.
+#[derive(Args)]
+pub struct WriteBackArgs {
+    /// A session's name, or its mount point
+    pub session: String,
+    /// Give up waiting after this time; the session goes on sending
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub timeout: Option<f64>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn seconds(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.05..1e9).contains(&seconds) => Ok(seconds),
+        _ => Err("a number of seconds from 0.05 on is expected".into()),
+    }
 }
 
 /// Arguments of `gridvfs set`.
@@ -439,8 +496,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
         Command::Umount(args) => commands::umount::run(args),
         Command::Sessions(args) => commands::status::list(args),
         Command::Status(args) => commands::status::show(args),
-        Command::Writeback(args) => commands::status::write_back(args),
-        Command::Flush(args) => commands::status::flush(args),
+        Command::Top(args) => commands::top::run(args),
+        Command::Writeback(args) => commands::writeback::write_back(args),
+        Command::Flush(args) => commands::writeback::flush(args),
         Command::Set(args) => commands::set::run(args),
         Command::Config(args) => commands::config::run(args.command),
         Command::Conflicts(args) => commands::conflicts::run(args),

@@ -11,4 +11,6 @@ pub mod profile;
 pub mod proxy;
 pub mod set;
 pub mod status;
+pub mod top;
 pub mod umount;
+pub mod writeback;

@@ -63,11 +63,12 @@ impl Starter {
         Ok(())
     }
 
-    /// Says that the work could not begin, or how it has ended.
-    pub fn failed(&mut self, words: &str) {
+    /// Says that the work could not begin, and with which exit status, or how it has ended.
+    pub fn failed(&mut self, words: &str, exit: u8) {
         match self.pipe.take() {
             Some(mut pipe) => {
-                let _ = pipe.write_all(&[FAILED]).and_then(|()| pipe.write_all(words.as_bytes()));
+                let head = [FAILED, exit];
+                let _ = pipe.write_all(&head).and_then(|()| pipe.write_all(words.as_bytes()));
             }
             None if self.stays => eprintln!("{words}"),
             None => log::error!("{words}"),
@@ -101,9 +102,10 @@ pub fn start() -> Result<Role> {
                     std::io::stdout().write_all(words)?;
                     ExitCode::SUCCESS
                 }
-                Some((_, words)) => {
+                Some((_, failed)) => {
+                    let (exit, words) = failed.split_first().unwrap_or((&1, failed));
                     eprintln!("{}", String::from_utf8_lossy(words));
-                    ExitCode::FAILURE
+                    ExitCode::from(*exit)
                 }
                 None => {
                     let end = nix::sys::wait::waitpid(child, None);

@@ -20,7 +20,8 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     #[cfg(debug_assertions)]
     arm_crash_point();
-    report::exit_code(cli::run(std::env::args_os()))
+    let json = std::env::args_os().any(|word| word == "--json");
+    report::exit_code(cli::run(std::env::args_os()), json)
 }
 
 /// Lets a test kill this process at a named place: `GRIDVFS_CRASH_AT=NAME[:N]`, at the N-th passage.

@@ -18,7 +18,7 @@ use crate::report::Hinted;
 
 pub use cache::{CacheOptions, Changes, settings_json, size};
 pub use item::{Item, Origin, split_at_commas};
-pub use layers::{Layers, Reading, named_session_file, session_file};
+pub use layers::{Layers, Reading, mountpoint_of, named_session_file, session_file};
 pub use metadata::MetadataOptions;
 pub use show::{Provenance, Shown, differences, row};
 

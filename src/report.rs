@@ -1,5 +1,9 @@
 //! How results reach the person or program that ran the command.
 
+mod exit;
+
+pub use exit::Exit;
+
 use std::process::ExitCode;
 
 use gridvfs_cache::disk::Unsent;
@@ -19,7 +23,10 @@ impl Hinted {
 
     /// Returns the next step that an error, or what caused it, names.
     pub fn hint_of(error: &anyhow::Error) -> Option<&str> {
-        error.chain().find_map(|cause| cause.downcast_ref::<Self>()).map(|hinted| &*hinted.hint)
+        error.chain().find_map(|cause| match cause.downcast_ref::<Self>() {
+            Some(hinted) => Some(&*hinted.hint),
+            None => Exit::marked(cause).and_then(Self::hint_of),
+        })
     }
 }
 
@@ -37,11 +44,23 @@ pub fn error_text(error: &anyhow::Error) -> String {
     format!("Error: {error:#}{hint}")
 }
 
-/// Prints an error, if there is one, and returns the exit status: 0, 1, or what was asked for.
-pub fn exit_code(result: anyhow::Result<ExitCode>) -> ExitCode {
+/// Prints an error, if there is one, and returns the exit status: 0, what was asked for, or what
+/// [`Exit`] says of the error. With `json`, a program reads standard output: the error is there, too.
+pub fn exit_code(result: anyhow::Result<ExitCode>, json: bool) -> ExitCode {
     result.unwrap_or_else(|error| {
+        let exit = Exit::of(&error);
+        if json {
+            let mut reply = serde_json::json!({
+                "ok": false, "error": format!("{error:#}"), "code": exit.name(),
+            });
+            if let Some(hint) = Hinted::hint_of(&error) {
+                reply["hint"] = hint.into();
+            }
+            // A pipe whose reader has gone is no reason to say anything else.
+            let _ = print_json(&reply);
+        }
         eprintln!("{}", error_text(&error));
-        ExitCode::FAILURE
+        ExitCode::from(exit as u8)
     })
 }
 

@@ -7,6 +7,8 @@
 
 mod control;
 mod registry;
+mod server;
 
-pub use control::{Client, Control, Progress, Server};
+pub use control::Client;
 pub use registry::{Record, Registration, find, forget_dead, list, valid_name};
+pub use server::{Control, Progress, Server};

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
@@ -66,12 +66,15 @@ impl Front {
         if !matches!(operation, Operation::Read | Operation::Write) {
             locality::arrived(request.pid(), 0);
         }
+        let began = Instant::now();
         let _runtime = self.core.runtime.enter();
         let mut call = Box::pin(call);
         if let Poll::Ready(result) = call.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            return finish(result);
+            finish(result);
+            return self.counters.took(operation, began);
         }
         let entry = self.pending.add(request.pid());
+        let counters = self.counters.clone();
         self.core.runtime.spawn(async move {
             let result = tokio::select! {
                 biased;
@@ -80,6 +83,7 @@ impl Front {
             };
             drop(entry);
             finish(result);
+            counters.took(operation, began);
         });
     }
 
@@ -395,6 +399,7 @@ impl Filesystem for Front {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let began = Instant::now();
         locality::arrived(request.pid(), size as usize);
         let find = || self.core.file(fh.0).ok();
         let mut reply = Some(reply);
@@ -404,9 +409,13 @@ impl Filesystem for Front {
                 let answer = self.core.vfs.read_now(&file.caller, handle, offset, out)?;
                 self.counters.count(Operation::Read);
                 match (answer, reply.take()?) {
-                    (Ok(count), reply) => reply.data(&out[..count.min(size as usize)]),
+                    (Ok(count), reply) => {
+                        reply.data(&out[..count.min(size as usize)]);
+                        file.inode.traffic.read(count);
+                    }
                     (Err(error), reply) => reply.error(errno(&error)),
                 }
+                self.counters.took(Operation::Read, began);
                 Some(())
             });
         }
@@ -414,7 +423,11 @@ impl Filesystem for Front {
         let core = self.core.clone();
         let call = async move {
             match core.file(fh.0) {
-                Ok(file) => core.read_for(&file, offset, size).await,
+                Ok(file) => {
+                    let data = core.read_for(&file, offset, size).await?;
+                    file.inode.traffic.read(data.len());
+                    Ok(data)
+                }
                 Err(_) => {
                     let inode = core.inode(ino.0)?;
                     core.read(&Core::own_caller(), &inode, offset, size).await
@@ -437,6 +450,7 @@ impl Filesystem for Front {
         reply: ReplyWrite,
     ) {
         let size = data.len() as u32;
+        let began = Instant::now();
         locality::arrived(request.pid(), data.len());
         if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE)
             && self.core.writes_back.load(Ordering::Relaxed)
@@ -456,20 +470,23 @@ impl Filesystem for Front {
             file.inode.note_write();
             if answer.is_ok() {
                 file.inode.ways.written(offset, data);
+                file.inode.traffic.wrote(data.len());
             }
             Some(answer)
         });
         if let Some(answer) = taken.flatten() {
             self.counters.count(Operation::Write);
-            return match answer {
+            match answer {
                 Ok(()) => reply.written(size),
                 Err(error) => reply.error(errno(&error)),
-            };
+            }
+            return self.counters.took(Operation::Write, began);
         }
         let core = self.core.clone();
         let data = Bytes::copy_from_slice(data);
         let call = async move {
             let (caller, inode) = core.opened(fh.0, ino.0)?;
+            inode.traffic.wrote(data.len());
             core.write(&caller, &inode, offset, data).await
         };
         self.run_to_the_end(request, Operation::Write, call, move |result| match result {

@@ -14,6 +14,7 @@ use gridvfs_vfs::{Attr, FileHandle, FileKind, Time, Wcc, WccAttr};
 use parking_lot::{Mutex, RwLock};
 
 use crate::passthrough::Ways;
+use crate::traffic::{BusyFile, Traffic};
 
 /// The kernel's node id of the root.
 pub const ROOT: u64 = 1;
@@ -30,6 +31,8 @@ pub struct Inode {
     pub kind: FileKind,
     /// How the kernel reads it.
     pub ways: Ways,
+    /// What was read and written of it.
+    pub traffic: Traffic,
     state: Mutex<State>,
 }
 
@@ -269,7 +272,14 @@ impl Inodes {
             fileid
         };
         let state = Mutex::new(State { lookups: 1, ..State::default() });
-        let inode = Arc::new(Inode { id, handle, kind, ways: Ways::default(), state });
+        let inode = Arc::new(Inode {
+            id,
+            handle,
+            kind,
+            ways: Ways::default(),
+            traffic: Traffic::default(),
+            state,
+        });
         maps.by_id.insert(id, inode.clone());
         maps.by_handle.insert(handle, inode.clone());
         inode
@@ -297,6 +307,19 @@ impl Inodes {
         if let Some(inode) = self.maps.read().by_id.get(&id) {
             inode.state.lock().lookups += 1;
         }
+    }
+
+    /// Returns the files with the most bytes read and written since the kernel knows them, the
+    /// busiest first.
+    pub fn busiest(&self, count: usize) -> Vec<BusyFile> {
+        let maps = self.maps.read();
+        let files = maps.by_id.values().filter(|inode| inode.kind == FileKind::Regular);
+        let mut busy: Vec<BusyFile> =
+            files.map(|inode| inode.traffic.of(inode.handle)).filter(BusyFile::is_busy).collect();
+        drop(maps);
+        busy.sort_by_key(|file| std::cmp::Reverse(file.read_bytes + file.written_bytes));
+        busy.truncate(count);
+        busy
     }
 
     /// Returns the hidden files whose place is in a directory, or all of them.

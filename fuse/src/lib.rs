@@ -20,10 +20,12 @@ mod pending;
 mod replies;
 mod session;
 mod silly;
+mod traffic;
 
 pub use counters::Counters;
 pub use mount::{
     MountError, MountOptions, MountState, check_mountpoint, inspect, mount, owner, unmount,
 };
 pub use options::SessionOptions;
-pub use session::Session;
+pub use session::{Activity, Session};
+pub use traffic::BusyFile;

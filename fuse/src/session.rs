@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use fuser::{Config, Notifier, SessionACL};
 use gridvfs_vfs::Vfs;
@@ -17,6 +17,23 @@ use crate::front::Front;
 use crate::options::SessionOptions;
 use crate::pending::Pending;
 use crate::silly::SillyLog;
+use crate::traffic::BusyFile;
+
+/// What the kernel asks of a session.
+#[derive(Clone)]
+pub struct Activity {
+    /// Counts of requests.
+    pub counters: Arc<Counters>,
+    core: Weak<Core>,
+}
+
+impl Activity {
+    /// Returns the files with the most bytes read and written, as far as the kernel knows them: all
+    /// inodes are looked through.
+    pub fn busiest(&self, count: usize) -> Vec<BusyFile> {
+        self.core.upgrade().map_or_else(Vec::new, |core| core.inodes.busiest(count))
+    }
+}
 
 /// A session between the kernel and a [`Vfs`].
 pub struct Session {
@@ -69,9 +86,9 @@ impl Session {
         Ok(Self { inner, core, counters, watch })
     }
 
-    /// Returns the counts of requests.
-    pub fn counters(&self) -> Arc<Counters> {
-        self.counters.clone()
+    /// Returns what tells of requests and files while the session is served.
+    pub fn activity(&self) -> Activity {
+        Activity { counters: self.counters.clone(), core: Arc::downgrade(&self.core) }
     }
 
     /// Serves until unmounted. What layers below hold is theirs to write back.

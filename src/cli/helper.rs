@@ -189,6 +189,7 @@ fn umount(helper: Umount) -> Result<ExitCode> {
         preserve: false,
         flush: false,
         dead: false,
+        timeout: None,
         json: false,
     })
 }

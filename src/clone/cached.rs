@@ -23,8 +23,8 @@ pub fn local_copy(golden: &Path) -> Option<PathBuf> {
         .max_by_key(|record| record.mountpoint.components().count())?;
     let path = paths::in_session(&record, &resolved).ok()?;
     let mut client = Client::connect(&record).ok()?;
-    client.limit(PATIENCE).ok()?;
-    let reply = client.ask_with("local-file", json!({ "path": path })).ok()?;
+    client.limit(Some(PATIENCE)).ok()?;
+    let reply = client.ask_patiently("local-file", json!({ "path": path })).ok()?;
     let local = paths::from_value(&reply["path"]).ok()?;
     let local = PathBuf::from(std::ffi::OsString::from_vec(local));
     // What is not the whole file is of no use, whatever was said.

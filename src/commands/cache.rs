@@ -73,7 +73,7 @@ fn list_of<'a>(value: &'a Value, name: &str) -> &'a [Value] {
 
 fn status(args: StatusArgs) -> Result<ExitCode> {
     let record = find(&args.session)?;
-    let status = Client::connect(&record)?.ask("cache-status")?;
+    let status = Client::connect(&record)?.ask_patiently("cache-status", Value::Null)?;
     if args.json {
         print_json(&status)?;
         return Ok(ExitCode::SUCCESS);
@@ -227,7 +227,7 @@ fn pin(args: CachePathsArgs, pinned: bool) -> Result<ExitCode> {
     let record = find(&args.session)?;
     let paths = session_paths(&record, &args.paths)?;
     let arguments = json!({"paths": paths, "pinned": pinned});
-    let reply = Client::connect(&record)?.ask_with("cache-pin", arguments)?;
+    let reply = Client::connect(&record)?.ask_patiently("cache-pin", arguments)?;
     if args.json {
         print_json(&reply)?;
     } else {
@@ -244,7 +244,7 @@ fn pin(args: CachePathsArgs, pinned: bool) -> Result<ExitCode> {
 fn prune(session: &str, wanted: &str, as_json: bool) -> Result<ExitCode> {
     let bytes = size(wanted)?;
     let record = find(session)?;
-    let reply = Client::connect(&record)?.ask_with("cache-prune", json!({"bytes": bytes}))?;
+    let reply = Client::connect(&record)?.ask_patiently("cache-prune", json!({"bytes": bytes}))?;
     if as_json {
         print_json(&reply)?;
     } else {

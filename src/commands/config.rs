@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cli::ConfigCommand;
 use crate::options::{self, Layers, Origin, Reading, Shown};
-use crate::report::{bytes_text, print_json};
+use crate::report::{Exit, bytes_text, print_json};
 use crate::session::{self, Client};
 use crate::source::Source;
 
@@ -17,7 +17,7 @@ pub fn run(command: ConfigCommand) -> Result<ExitCode> {
     let ConfigCommand::Show { session, json } = command;
     let reply = match session::find(&session)?.filter(session::Record::is_running) {
         Some(record) => Client::connect(&record)?.ask("config")?,
-        None => of_file(&file(&session)?)?,
+        None => of_file(&file(&session)?).map_err(|error| Exit::Usage.mark(error))?,
     };
     if json {
         print_json(&reply)?;

@@ -40,7 +40,7 @@ pub fn run(args: ConflictsArgs) -> Result<ExitCode> {
         Resolution::KeepTheirs => "keep-theirs",
         Resolution::SaveMine => "save-mine",
     };
-    let reply = client.ask_with("resolve", json!({"path": path, "how": word}))?;
+    let reply = client.ask_patiently("resolve", json!({"path": path, "how": word}))?;
     if args.json {
         print_json(&reply)?;
         return Ok(ExitCode::SUCCESS);

@@ -17,7 +17,7 @@ use gridvfs_fuse::MountState;
 use crate::cli::MountArgs;
 use crate::daemon::{self, Role, Starter};
 use crate::options::{self, Item, Layers, Origin, Provenance, Reading, Settings};
-use crate::report::{Hinted, error_text};
+use crate::report::{Exit, Hinted, error_text};
 use crate::source::Source;
 
 /// Everything that a mount needs to know, checked.
@@ -56,7 +56,7 @@ impl Plan {
 
 /// Runs the command.
 pub fn run(args: MountArgs) -> Result<ExitCode> {
-    let plan = plan(args)?;
+    let plan = plan(args).map_err(|error| Exit::Usage.mark(error))?;
     clear_stale(&plan.mountpoint)?;
     // Before anybody is asked for a password.
     gridvfs_fuse::check_mountpoint(&plan.mountpoint, plan.settings.nonempty)?;
@@ -71,8 +71,9 @@ pub fn run(args: MountArgs) -> Result<ExitCode> {
     match serve::run(&plan, &mut starter) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
-            starter.failed(&error_text(&error));
-            Ok(ExitCode::FAILURE)
+            let exit = Exit::of(&error) as u8;
+            starter.failed(&error_text(&error), exit);
+            Ok(ExitCode::from(exit))
         }
     }
 }

@@ -21,7 +21,7 @@ pub fn run(args: ProfileArgs) -> Result<ExitCode> {
         ProfileVerb::Show(args) => ("show", args),
     };
     let record = find(&args.session)?;
-    let mut reply = Client::connect(&record)?.ask_with("profile", json!({"what": what}))?;
+    let mut reply = Client::connect(&record)?.ask_patiently("profile", json!({"what": what}))?;
     let place = match what {
         "stop" => Some(keep(&record.name, &reply["files"])?),
         _ => None,

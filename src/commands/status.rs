@@ -1,14 +1,15 @@
-//! `gridvfs sessions`, `status`, `writeback` and `flush`: clients of the control socket.
+//! `gridvfs sessions` and `status`: clients of the control socket.
+
+mod prometheus;
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use serde_json::{Value, json};
 
-use crate::cli::{JsonArgs, StatusArgs};
+use crate::cli::{JsonArgs, StatusShowArgs};
 use crate::paths;
-use crate::report::{Hinted, bytes_text, count_text, print_json};
+use crate::report::{Exit, Hinted, bytes_text, print_json};
 use crate::session::{self, Client, Record};
 
 /// Lists this user's sessions.
@@ -23,6 +24,7 @@ pub fn list(args: JsonArgs) -> Result<ExitCode> {
                 json!({
                     "name": record.name, "source": record.source, "pid": record.pid,
                     "mountpoint": record.mountpoint, "alive": alive,
+                    "socket": record.socket().ok(), "cache": record.cache,
                 })
             })
             .collect();
@@ -44,28 +46,53 @@ pub fn list(args: JsonArgs) -> Result<ExitCode> {
 pub fn find(target: &str) -> Result<Record> {
     match session::find(target)? {
         Some(record) => Ok(record),
-        None => Err(Hinted::error(
+        None => Err(Exit::NoSession.mark(Hinted::error(
             format!("no session {target}"),
             "gridvfs sessions lists those of this user",
-        )),
+        ))),
     }
 }
 
-/// Shows a session's state and counters.
-pub fn show(args: StatusArgs) -> Result<ExitCode> {
-    let record = find(&args.session)?;
-    let mut status = Client::connect(&record)?.ask("status")?;
-    if args.json {
-        print_json(&status)?;
+/// Shows the state and counters of a session, or of all.
+pub fn show(args: StatusShowArgs) -> Result<ExitCode> {
+    let asked = |record: &Record| Client::connect(record)?.ask("status");
+    let mut answers = Vec::new();
+    match &args.session {
+        Some(session) => answers.push(asked(&find(session)?)?),
+        None => {
+            for record in session::list()? {
+                match asked(&record) {
+                    Ok(answer) => answers.push(answer),
+                    Err(error) => eprintln!("Warning: {error:#}"),
+                }
+            }
+        }
+    }
+    if args.prometheus {
+        print!("{}", prometheus::text(&answers));
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{} on {}", record.source, record.mountpoint.display());
-    let metadata = status.as_object_mut().and_then(|status| status.remove("metadata"));
+    match (args.json, &args.session) {
+        (true, Some(_)) => print_json(&answers[0])?,
+        (true, None) => print_json(&answers)?,
+        (false, _) if answers.is_empty() => println!("no sessions"),
+        (false, _) => answers.into_iter().for_each(print_status),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_status(mut status: Value) {
+    let text = |name: &str| status[name].as_str().unwrap_or_default();
+    println!("{} on {}", text("source"), text("mountpoint"));
+    let Some(fields) = status.as_object_mut() else { return };
+    let (metadata, latency) = (fields.remove("metadata"), fields.remove("latency"));
     print_section("", &status);
+    if let Some(latency) = latency {
+        super::top::print_latency(&latency);
+    }
     if let Some(metadata) = metadata {
         print_metadata(metadata);
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints the counters of metadata, and which share of what was read the zero maps have answered.
@@ -117,150 +144,5 @@ pub fn print_section(indent: &str, section: &Value) {
             }
             other => println!("{indent}{key:<24} {other}"),
         }
-    }
-}
-
-/// Writes back and waits.
-pub fn write_back(args: StatusArgs) -> Result<ExitCode> {
-    let record = find(&args.session)?;
-    let before = Pending::of(&Client::connect(&record)?.ask("status")?);
-    with_progress(&record, "writeback")?;
-    if args.json {
-        print_json(&json!({"ok": true, "written_back_bytes": before.bytes}))?;
-    } else {
-        println!("{}: {} written back", record.name, bytes_text(before.bytes));
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Writes back, drops what is clean, and waits.
-pub fn flush(args: StatusArgs) -> Result<ExitCode> {
-    let record = find(&args.session)?;
-    let before = Pending::of(&Client::connect(&record)?.ask("status")?);
-    with_progress(&record, "flush")?;
-    if args.json {
-        print_json(&json!({"ok": true, "written_back_bytes": before.bytes}))?;
-    } else {
-        let bytes = bytes_text(before.bytes);
-        println!("{}: {bytes} written back, the cache is empty", record.name);
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// What a session holds that is not durable on the state server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pending {
-    /// Bytes.
-    pub bytes: u64,
-    /// Files; 0 if that is not known.
-    pub files: u64,
-    /// For how many seconds the server has not answered.
-    pub unreachable_seconds: Option<u64>,
-}
-
-impl Pending {
-    /// Reads it from a session's status.
-    pub fn of(status: &Value) -> Self {
-        let unsent = |name: &str| status["cache"][name].as_u64();
-        let held = status["buffer"]["held_bytes"].as_u64().unwrap_or(0);
-        Self {
-            // What the buffers hold is part of what the cache has not sent.
-            bytes: unsent("unsent_bytes").unwrap_or(held),
-            files: unsent("unsent_files").unwrap_or(0),
-            unreachable_seconds: status["link"]["unreachable_seconds"].as_u64(),
-        }
-    }
-}
-
-impl std::fmt::Display for Pending {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} not yet on the state server", bytes_text(self.bytes))?;
-        if self.files > 0 {
-            write!(f, " ({})", count_text(self.files, "file"))?;
-        }
-        match self.unreachable_seconds {
-            Some(seconds) => write!(f, ", which has not answered for {seconds} s"),
-            None => Ok(()),
-        }
-    }
-}
-
-/// When it is first said, without a terminal, what is waited for, and how often after that.
-const SAY_FIRST: Duration = Duration::from_secs(3);
-const SAY_EVERY: Duration = Duration::from_secs(30);
-
-/// Shows how much is not yet sent while something is waited for.
-pub struct Watch {
-    record: Record,
-    client: Client,
-    bar: indicatif::ProgressBar,
-    most_bytes: u64,
-    say_at: Instant,
-}
-
-impl Watch {
-    /// Begins; `what` says what is being done.
-    pub fn new(record: &Record, what: &str) -> Result<Self> {
-        let style = indicatif::ProgressStyle::with_template(
-            "{prefix} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} {msg}",
-        )?;
-        let bar = indicatif::ProgressBar::new(0).with_style(style);
-        bar.set_prefix(format!("{what} {}", record.name));
-        Ok(Self {
-            record: record.clone(),
-            client: Client::connect(record)?,
-            bar,
-            most_bytes: 0,
-            say_at: Instant::now() + SAY_FIRST,
-        })
-    }
-
-    /// Looks and shows, until `done`.
-    pub fn until(&mut self, done: &dyn Fn() -> bool) {
-        while !done() {
-            std::thread::sleep(Duration::from_millis(20));
-            let Ok(status) = self.client.ask("status") else { break };
-            let pending = Pending::of(&status);
-            self.most_bytes = self.most_bytes.max(pending.bytes);
-            if self.most_bytes > 0 {
-                self.bar.set_length(self.most_bytes);
-                self.bar.set_position(self.most_bytes - pending.bytes);
-            }
-            if let Some(since) = pending.unreachable_seconds.filter(|since| *since > 2) {
-                self.bar.set_message(format!("(no answer for {since} s)"));
-            } else {
-                self.bar.set_message("");
-            }
-            if Instant::now() >= self.say_at && pending.bytes > 0 {
-                self.say_at = Instant::now() + SAY_EVERY;
-                let hint = match status["cache"] {
-                    Value::Object(_) => format!(
-                        "; gridvfs umount --preserve {} leaves it for the next mount",
-                        self.record.name
-                    ),
-                    _ => String::new(),
-                };
-                let words = format!("{}: waiting: {pending}{hint}", self.record.name);
-                match self.bar.is_hidden() {
-                    true => eprintln!("{words}"),
-                    false if pending.unreachable_seconds.is_some() => self.bar.println(words),
-                    false => {}
-                }
-            }
-            std::thread::sleep(Duration::from_millis(30));
-        }
-        self.bar.finish_and_clear();
-    }
-}
-
-/// Has a session write back (or flush); a progress bar shows on a terminal while it does.
-pub fn with_progress(record: &Record, verb: &str) -> Result<()> {
-    let mut client = Client::connect(record)?;
-    client.send(verb)?;
-    let done = std::thread::spawn(move || client.receive());
-    Watch::new(record, "writing back")?.until(&|| done.is_finished());
-    match done.join() {
-        Ok(result) => result.map(drop),
-        Err(_) => bail!("the request ended early"),
     }
 }

@@ -1,6 +1,6 @@
 //! `gridvfs umount`: writes back with a progress bar, unmounts, and waits for the end.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -8,9 +8,10 @@ use anyhow::{Context, Result, bail};
 use gridvfs_fuse::MountState;
 use serde_json::{Value, json};
 
-use super::status::{Pending, Watch, with_progress};
+use super::writeback::{Deadline, Pending, Watch, with_progress};
 use crate::cli::UmountArgs;
-use crate::report::{Hinted, bytes_text, count_text, print_json};
+use crate::options;
+use crate::report::{Exit, Hinted, bytes_text, count_text, print_json};
 use crate::session::{self, Client, Record};
 
 /// How long the end of a mount's process is waited for once its session has ended.
@@ -24,15 +25,13 @@ pub fn run(args: UmountArgs) -> Result<ExitCode> {
     }
     let mountpoint = match &record {
         Some(record) => record.mountpoint.clone(),
-        None => {
-            let target = std::path::absolute(&args.target)?;
-            crate::mountpoint::resolved(&target).unwrap_or(target)
-        }
+        None => place(&args.target)?,
     };
+    let deadline = Deadline::after(args.timeout);
     let client = record.as_ref().and_then(|record| Client::connect(record).ok());
     let mut last = json!({});
     match (&record, client) {
-        (Some(record), Some(client)) => last = end(record, client, &args)?,
+        (Some(record), Some(client)) => last = end(record, client, &args, deadline)?,
         _ => match gridvfs_fuse::inspect(&mountpoint) {
             MountState::Stale { .. } => {
                 unmount(&mountpoint, true)?;
@@ -40,21 +39,24 @@ pub fn run(args: UmountArgs) -> Result<ExitCode> {
                 eprintln!("{}: a dead mount was cleared", mountpoint.display());
             }
             MountState::Mounted { fs_type, .. } if fs_type == "fuse.gridvfs" => {
+                // Its socket is gone, or it is another user's.
                 unmount(&mountpoint, args.lazy)?;
+                wait_for_process(record.as_ref().filter(|_| !args.lazy), deadline)?;
             }
             MountState::Mounted { fs_type, .. } => {
                 bail!("{} is a mount of type {fs_type}, not ours", mountpoint.display())
             }
             // Safe to run twice: what is not mounted is fine, if it is there at all.
             MountState::Free if record.is_some() || mountpoint.is_dir() => {
+                wait_for_process(record.as_ref(), deadline)?;
                 session::forget_dead(&mountpoint)?;
                 eprintln!("{}: not mounted", mountpoint.display());
             }
             MountState::Free => {
-                return Err(Hinted::error(
+                return Err(Exit::NoSession.mark(Hinted::error(
                     format!("{} is neither a session nor a mount point", args.target),
                     "gridvfs sessions lists those of this user",
-                ));
+                )));
             }
         },
     }
@@ -83,7 +85,7 @@ pub fn run(args: UmountArgs) -> Result<ExitCode> {
 fn clear_dead(args: &UmountArgs, record: Option<Record>) -> Result<ExitCode> {
     let mountpoint = match record {
         Some(record) => record.mountpoint,
-        None => crate::mountpoint::resolved(Path::new(&args.target)).unwrap_or_default(),
+        None => place(&args.target)?,
     };
     let mut cleared = false;
     if let MountState::Stale { fs_type, .. } = gridvfs_fuse::inspect(&mountpoint)
@@ -101,18 +103,49 @@ fn clear_dead(args: &UmountArgs, record: Option<Record>) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Where what is named is mounted, or would be: a session that does not run may have a file.
+fn place(target: &str) -> Result<PathBuf> {
+    let of_file = session::valid_name(target).then(|| options::session_file(target)).flatten();
+    let path = match of_file.map(|file| options::mountpoint_of(&file)).transpose()?.flatten() {
+        Some(path) => path,
+        None => std::path::absolute(target)?,
+    };
+    Ok(crate::mountpoint::resolved(&path).unwrap_or(path))
+}
+
+/// Waits for the end of a process that cannot be asked, as far as there is time.
+fn wait_for_process(record: Option<&Record>, deadline: Deadline) -> Result<()> {
+    let Some(record) = record else { return Ok(()) };
+    while record.is_running() {
+        if deadline.is_over() {
+            return Err(Exit::TimedOut.mark(anyhow::anyhow!(
+                "{} is unmounted; process {} is still sending",
+                record.mountpoint.display(),
+                record.pid
+            )));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
 /// Ends a session that answers. Returns what it said last.
-fn end(record: &Record, mut client: Client, args: &UmountArgs) -> Result<Value> {
+fn end(
+    record: &Record,
+    mut client: Client,
+    args: &UmountArgs,
+    deadline: Deadline,
+) -> Result<Value> {
     let status = client.ask("status")?;
     let settings = &status["cache"]["settings"];
     let before = settings["at_end"].as_str();
     let wanted = match (args.preserve, args.flush, before) {
         (false, false, _) => None,
         (_, _, None) => {
-            return Err(Hinted::error(
+            return Err(Exit::Refused.mark(Hinted::error(
                 format!("session {} has no disk cache", record.name),
                 "gridvfs umount without --preserve or --flush writes back",
-            ));
+            )));
         }
         (true, ..) => Some("preserve"),
         _ => Some("flush"),
@@ -120,64 +153,81 @@ fn end(record: &Record, mut client: Client, args: &UmountArgs) -> Result<Value> 
     if let Some(wanted) = wanted {
         client.ask_with("set", json!({"changes": [format!("at_end={wanted}")]}))?;
     }
-    let ended = write_back_and_unmount(record, &mut client, args, &status, wanted.or(before));
+    let at_end = wanted.or(before);
+    let ended = write_back_and_unmount(record, args, &status, at_end, deadline);
     if let (Some(_), Some(before), Err(_)) = (wanted, before, &ended) {
         // Still mounted: as it was.
         let _ = client.ask_with("set", json!({"changes": [format!("at_end={before}")]}));
     }
-    ended?;
+    let mut waiter = ended?;
     if args.lazy {
         return Ok(json!({}));
     }
     // What was written meanwhile may still have to go.
-    let done = std::thread::spawn(move || client.receive());
+    waiter.limit(deadline.left())?;
+    let done = std::thread::spawn(move || waiter.receive());
     if let Ok(mut watch) = Watch::new(record, "unmounting") {
         watch.until(&|| done.is_finished());
     }
-    let last = match done.join() {
-        Ok(result) => result.context("the session ended with an error"),
-        Err(_) => bail!("the request ended early"),
-    };
+    let result = done.join();
     // Its cache is free when the process is gone. That takes a moment, and is not worth a long one.
     let patience = Instant::now() + PROCESS_END_MAX;
-    while record.is_running() && Instant::now() < patience {
+    while record.is_running() && Instant::now() < patience && !deadline.is_over() {
         std::thread::sleep(Duration::from_millis(5));
     }
-    last
+    match result {
+        Err(_) => bail!("the request ended early"),
+        Ok(Err(_)) if deadline.is_over() => Err(Exit::TimedOut.mark(anyhow::anyhow!(
+            "{} is unmounted; process {} is still sending",
+            record.mountpoint.display(),
+            record.pid
+        ))),
+        // Somebody else has unmounted it just before.
+        Ok(Err(error)) if Exit::of(&error) == Exit::Silent && !record.is_running() => Ok(json!({})),
+        Ok(result) => result.context("the session ended with an error"),
+    }
 }
 
+/// Returns a client that waits for the session's end.
 fn write_back_and_unmount(
     record: &Record,
-    client: &mut Client,
     args: &UmountArgs,
     status: &Value,
     at_end: Option<&str>,
-) -> Result<()> {
+    deadline: Deadline,
+) -> Result<Client> {
     let sends = at_end != Some("preserve")
         && status["cache"]["settings"]["write_policy"] != json!("read-only");
     if Pending::of(status).bytes > 0 && !args.lazy && sends {
-        with_progress(record, "writeback").map_err(|error| match at_end {
-            Some(_) if Hinted::hint_of(&error).is_none() => Hinted::error(
+        with_progress(record, "writeback", deadline).map_err(|error| match at_end {
+            Some(_) if Hinted::hint_of(&error).is_none() => Exit::of(&error).mark(Hinted::error(
                 format!("write-back failed; still mounted: {error:#}"),
                 format!("gridvfs umount --preserve {} leaves it for the next mount", args.target),
-            ),
+            )),
             _ => error.context("write-back failed; still mounted"),
         })?;
     }
+    // Before, since after it the session may end at once.
+    let mut waiter = Client::connect(record)?;
+    waiter.send("wait")?;
     unmount(&record.mountpoint, args.lazy)?;
-    client.send("wait")
+    Ok(waiter)
 }
 
 fn unmount(mountpoint: &Path, lazy: bool) -> Result<()> {
-    gridvfs_fuse::unmount(mountpoint, lazy).map_err(|error| {
+    gridvfs_fuse::unmount(mountpoint, lazy).or_else(|error| {
+        // Somebody else was quicker.
+        if gridvfs_fuse::inspect(mountpoint) == MountState::Free {
+            return Ok(());
+        }
         let text = format!("cannot unmount {}: {error}", mountpoint.display());
         if error.to_string().contains("busy") {
             let hint = format!(
                 "end what uses it (fuser -m {}), or detach it with gridvfs umount -z",
                 mountpoint.display()
             );
-            return Hinted::error(text, hint);
+            return Err(Hinted::error(text, hint));
         }
-        anyhow::anyhow!(text)
+        bail!(text)
     })
 }

@@ -9,7 +9,7 @@ use gridvfs_cache::disk::{AtEnd, Consistency, Policy, Rule, Settings};
 use gridvfs_cache::store::Geometry;
 
 use super::{keys, seconds};
-use crate::report::{Hinted, bytes_text};
+use crate::report::{Exit, Hinted, bytes_text};
 
 /// The kernel believes names and attributes for this long where nobody else changes the files.
 const TRUSTED_LIFE: Duration = Duration::from_secs(24 * 3600);
@@ -57,6 +57,13 @@ impl Changes {
 
     /// Reads `KEY=VALUE` words, of which each must be one of these.
     pub fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+        Self::parse_words(words).map_err(|error| match Exit::of(&error) {
+            Exit::Failed => Exit::Usage.mark(error),
+            _ => error,
+        })
+    }
+
+    fn parse_words<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Self> {
         let mut changes = Self::default();
         for word in words {
             let Some((key, value)) = word.split_once('=') else {
@@ -68,14 +75,14 @@ impl Changes {
             }
             let changing: Vec<&str> = keys::changing_names().collect();
             if keys::find(key).is_some() {
-                return Err(Hinted::error(
+                return Err(Exit::Refused.mark(Hinted::error(
                     format!("{key} holds for the whole life of a mount"),
                     format!(
                         "give it to gridvfs mount, or write it into the session's file; these can \
                          be set now: {}",
                         changing.join(", ")
                     ),
-                ));
+                )));
             }
             return Err(super::unknown(key, changing, "setting")).context(word.to_string());
         }

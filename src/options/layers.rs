@@ -96,6 +96,11 @@ pub fn session_file(name: &str) -> Option<PathBuf> {
     candidates(name).into_iter().find(|path| is_there(path))
 }
 
+/// Returns the mount point that a session's file gives.
+pub fn mountpoint_of(file: &Path) -> Result<Option<PathBuf>> {
+    Ok(SettingsFile::session(file)?.mountpoint.map(|(path, _)| path))
+}
+
 fn candidates(name: &str) -> Vec<PathBuf> {
     let file = format!("sessions/{name}.toml");
     directories::config().iter().map(|directory| directory.join(&file)).collect()

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::directories;
-use crate::report::Hinted;
+use crate::report::{Exit, Hinted};
 
 /// The longest session name: with the directory it must fit a socket's address (108 bytes).
 const NAME_BYTES_MAX: usize = 40;
@@ -98,10 +98,10 @@ impl Registration {
                         return Self::new(wanted, suggested, source, mountpoint, cache);
                     }
                     if wanted.is_some() {
-                        return Err(Hinted::error(
+                        return Err(Exit::Refused.mark(Hinted::error(
                             format!("a session named {base} runs already"),
                             "gridvfs sessions lists them; choose another --session NAME",
-                        ));
+                        )));
                     }
                 }
                 Err(error) => return Err(error).with_context(|| path.display().to_string()),
@@ -186,16 +186,26 @@ pub fn forget_dead(mountpoint: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Finds a session by its name or mount point.
+/// Finds a session by its name or mount point. A name wins over a mount point of this name in the
+/// working directory, unless that is another session's: then neither is meant for sure.
 pub fn find(target: &str) -> Result<Option<Record>> {
     let absolute = std::path::absolute(target)?;
     let resolved = crate::mountpoint::resolved(&absolute).ok();
-    let found = |record: &Record| {
-        record.name == target
-            || record.mountpoint == absolute
-            || Some(&record.mountpoint) == resolved.as_ref()
+    let records = list()?;
+    let is_there = |record: &&Record| {
+        record.mountpoint == absolute || Some(&record.mountpoint) == resolved.as_ref()
     };
-    Ok(list()?.into_iter().find(found))
+    // Of several on one mount point, the one that is alive is on top.
+    let there = || records.iter().filter(is_there);
+    let at = there().find(|record| record.is_running()).or_else(|| there().next());
+    let named = records.iter().find(|record| record.name == target);
+    match (named, at) {
+        (Some(named), Some(at)) if named.name != at.name => Err(Exit::Usage.mark(Hinted::error(
+            format!("{target} is a session, and ./{target} is where {} is mounted", at.name),
+            format!("give {} or ./{target}", named.mountpoint.display()),
+        ))),
+        (named, at) => Ok(named.or(at).cloned()),
+    }
 }
 
 #[cfg(test)]

@@ -3,8 +3,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use gridvfs_vfs::{Durations, Histogram};
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
+
+use crate::rpc::CallClass;
 
 /// Counters of a session. They only grow, except for those of the present state.
 #[derive(Debug, Default)]
@@ -29,8 +32,12 @@ pub struct Counters {
     pub busy: AtomicU64,
     /// Errors after a retransmission that turned out to be the first execution's success.
     pub replays_recognised: AtomicU64,
+    times: [Histogram; CLASSES.len()],
     state: Mutex<State>,
 }
+
+/// What times are kept of, as [`CallClass`] numbers them.
+const CLASSES: [&str; 4] = ["small", "read", "write", "slow"];
 
 #[derive(Debug, Default)]
 struct State {
@@ -49,6 +56,17 @@ impl Counters {
     pub(crate) fn new(stripes: usize) -> Self {
         let state = State { stripes, ..State::default() };
         Self { state: Mutex::new(state), ..Self::default() }
+    }
+
+    /// Notes how long a call took, from when it was made to its results.
+    pub(crate) fn took(&self, class: CallClass, time: Duration) {
+        self.times[class as usize].record(time);
+    }
+
+    /// Returns how long calls took: small ones, READ, WRITE, and those that wait for the server's
+    /// disk.
+    pub fn times(&self) -> Vec<(&'static str, Durations)> {
+        CLASSES.into_iter().zip(self.times.iter().map(Histogram::snapshot)).collect()
     }
 
     pub(crate) fn set_alive(&self, alive: usize) {

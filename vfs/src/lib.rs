@@ -12,6 +12,7 @@ mod error;
 pub mod ext;
 mod fetch;
 mod handle;
+mod histogram;
 pub mod nfs3;
 pub mod rpc;
 mod types;
@@ -24,6 +25,7 @@ pub use fetch::{
     FetchedRun, check_fetch,
 };
 pub use handle::{FileHandle, HANDLE_BYTES_MAX};
+pub use histogram::{Durations, Histogram};
 pub use types::{
     Access, AccessGranted, Allocation, Caller, Committed, CreateHow, Created, DirEntry, DirPage,
     Entry, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, SeekWhence, Stability, Verifier,

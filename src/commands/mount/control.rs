@@ -9,9 +9,10 @@ use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use gridvfs_cache::DiskCache;
 use gridvfs_cache::disk::{Conflict, Consistency, Policy, Settings};
+use gridvfs_fuse::{Activity, BusyFile};
 use gridvfs_metadata::MetaLayer;
 use gridvfs_metadata::layer::ReadOf;
-use gridvfs_vfs::Vfs;
+use gridvfs_vfs::{Durations, FileHandle, Vfs};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
@@ -21,7 +22,7 @@ use super::files;
 use super::manager::Held;
 use crate::options::{Changes, Layers, Provenance, Shown, differences, settings_json};
 use crate::paths;
-use crate::report::Hinted;
+use crate::report::{Exit, Hinted};
 use crate::session::{Control, Progress, Record};
 
 /// How often progress is told.
@@ -57,7 +58,7 @@ pub struct SessionControl {
     /// What is mounted and where to, and who says so.
     places: [Value; 2],
     kernel: Kernel,
-    counters: Arc<gridvfs_fuse::Counters>,
+    activity: Activity,
     /// One write-back at a time.
     writing_back: tokio::sync::Mutex<()>,
 }
@@ -68,7 +69,7 @@ impl SessionControl {
         plan: &Plan,
         record: &Record,
         stack: &Stack,
-        counters: Arc<gridvfs_fuse::Counters>,
+        activity: Activity,
         kernel: Kernel,
     ) -> Self {
         Self {
@@ -84,17 +85,17 @@ impl SessionControl {
             provenance: Mutex::new(plan.provenance.clone()),
             places: plan.places(),
             kernel,
-            counters,
+            activity,
             writing_back: tokio::sync::Mutex::new(()),
         }
     }
 
     fn cache(&self) -> Result<&Arc<DiskCache>> {
         self.cache.as_ref().ok_or_else(|| {
-            Hinted::error(
+            Exit::Refused.mark(Hinted::error(
                 format!("session {} has no disk cache", self.record.name),
                 "mount with -o cache=on",
-            )
+            ))
         })
     }
 
@@ -129,28 +130,31 @@ impl SessionControl {
         if self.kernel.writes_back {
             self.have_kernel_write().await;
         }
-        let Some(cache) = &self.cache else { return Ok(self.top.shutdown().await?) };
+        let Some(cache) = &self.cache else {
+            let sent = self.top.shutdown().await;
+            return sent.map_err(|error| Exit::Unsent.mark(error.into()));
+        };
         let unsent = cache.unsent();
         if cache.settings().policy == Policy::ReadOnly
             && !unsent.is_empty()
             && self.settings.cache.read_only
         {
-            return Err(Hinted::error(
+            return Err(Exit::Unsent.mark(Hinted::error(
                 "the mount is read-only: what an earlier session has not sent stays in the cache",
                 "mount it without ro to send it",
-            ));
+            )));
         }
         let done = cache.write_back().await;
         let conflicts = cache.unsent().conflicts;
         done.map_err(|error| match conflicts {
-            0 => anyhow::anyhow!("{}", files::plain(&error)),
-            count => Hinted::error(
+            0 => Exit::Unsent.mark(anyhow::anyhow!("{}", files::plain(&error))),
+            count => Exit::Conflict.mark(Hinted::error(
                 match count {
                     1 => "1 file was changed on the server, too: a conflict".to_string(),
                     _ => format!("{count} files were changed on the server, too: conflicts"),
                 },
                 format!("gridvfs conflicts {} lists and resolves them", self.record.name),
-            ),
+            )),
         })
     }
 
@@ -192,18 +196,20 @@ impl SessionControl {
     }
 
     fn adopt(&self, cache: &DiskCache, settings: Settings) -> Result<()> {
-        self.settings.cache.fit(&settings)?;
-        if self.kernel.writes_back && settings.consistency != Consistency::Dedicated {
-            return Err(Hinted::error(
-                format!(
-                    "consistency={}: the kernel gathers writes, as it may where nobody else \
-                     changes the files",
-                    settings.consistency
-                ),
-                "mount anew, or with -o kernel_writeback=off from the start",
-            ));
-        }
-        cache.set(settings).map_err(anyhow::Error::msg)
+        let adopted = self.settings.cache.fit(&settings).and_then(|()| {
+            if self.kernel.writes_back && settings.consistency != Consistency::Dedicated {
+                return Err(Hinted::error(
+                    format!(
+                        "consistency={}: the kernel gathers writes, as it may where nobody else \
+                         changes the files",
+                        settings.consistency
+                    ),
+                    "mount anew, or with -o kernel_writeback=off from the start",
+                ));
+            }
+            cache.set(settings).map_err(anyhow::Error::msg)
+        });
+        adopted.map_err(|error| Exit::Refused.mark(error))
     }
 
     fn set(&self, arguments: &Value) -> Result<Value> {
@@ -245,7 +251,9 @@ impl SessionControl {
         json!({"session": self.record.name, "settings": rows})
     }
 
-    fn status(&self) -> Value {
+    /// Returns the state and the counters; with `files`, so many of the busiest, which takes a look
+    /// at all that the kernel knows.
+    fn status(&self, arguments: &Value) -> Value {
         let mut status = json!({
             "session": self.record.name,
             "source": self.record.source,
@@ -253,8 +261,23 @@ impl SessionControl {
             "pid": std::process::id(),
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": self.started.elapsed().as_secs(),
-            "requests": self.counters.to_map(),
+            "requests": self.activity.counters.to_map(),
         });
+        status["latency"] = json!({"requests": times_json(self.activity.counters.times())});
+        if let Some(client) = &self.client {
+            status["latency"]["calls"] = times_json(client.counters().times());
+        }
+        if let Some(count) = arguments["files"].as_u64() {
+            let busy = self.activity.busiest(FILES_TOLD_MAX.min(count as usize));
+            let file = |file: BusyFile| {
+                json!({
+                    "path": self.path_of(&file.handle),
+                    "reads": file.reads, "read_bytes": file.read_bytes,
+                    "writes": file.writes, "written_bytes": file.written_bytes,
+                })
+            };
+            status["files"] = busy.into_iter().map(file).collect();
+        }
         if let Some(cache) = &self.cache {
             status["cache"] = self.cache_status(cache);
         }
@@ -278,6 +301,14 @@ impl SessionControl {
             status["link"] = json!(client.counters().to_map());
         }
         status
+    }
+
+    /// Returns a file's path, as far as anybody here knows it.
+    fn path_of(&self, handle: &FileHandle) -> Value {
+        match &self.cache {
+            Some(cache) => files::path_value(cache, handle),
+            None => json!(format!("{handle:?}")),
+        }
     }
 
     /// What is known of the cache without looking through it.
@@ -409,10 +440,10 @@ impl SessionControl {
     /// Starts or ends a recording of what is touched, or tells what was.
     async fn profile(&self, arguments: &Value) -> Result<Value> {
         let layer = self.metadata.as_ref().filter(|_| self.cache.is_some()).ok_or_else(|| {
-            Hinted::error(
+            Exit::Refused.mark(Hinted::error(
                 format!("session {} has no metadata layer over a disk cache", self.record.name),
                 "mount with -o cache=on,metadata=on",
-            )
+            ))
         })?;
         let caller = files::own_caller();
         let profiled = match arguments["what"].as_str().unwrap_or_default() {
@@ -447,6 +478,20 @@ impl SessionControl {
     }
 }
 
+/// How long things took: in all, and counts by what they took at most, in microseconds.
+fn times_json(times: Vec<(&'static str, Durations)>) -> Value {
+    let told = |durations: Durations| {
+        let micros = |up_to: Option<Duration>| up_to.map(|up_to| up_to.as_micros() as u64);
+        let buckets = durations.buckets().map(|(up_to, count)| json!([micros(up_to), count]));
+        json!({
+            "count": durations.count(),
+            "seconds": durations.total().as_secs_f64(),
+            "buckets": buckets.collect::<Vec<_>>(),
+        })
+    };
+    times.into_iter().map(|(kind, times)| (kind.to_string(), told(times))).collect()
+}
+
 /// A conflict's path for a reply; the file's handle if nobody knows its path.
 fn conflict_path(conflict: &Conflict) -> Value {
     match &conflict.path {
@@ -471,7 +516,7 @@ impl Control for SessionControl {
             list.iter().map(paths::from_value).collect()
         };
         Ok(Some(match verb {
-            "status" => self.status(),
+            "status" => self.status(arguments),
             "config" => self.config(),
             "writeback" => {
                 self.write_back().await?;

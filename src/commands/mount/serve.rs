@@ -22,11 +22,14 @@ use crate::cache_dir::source_hash;
 use crate::daemon::{self, Starter};
 use crate::directories;
 use crate::options::CacheOptions;
-use crate::report::{bytes_text, count_text, unsent_text};
+use crate::report::{Exit, bytes_text, count_text, unsent_text};
 use crate::session::{Record, Registration, Server};
 
 /// Two threads carry 1 Gbit/s with time to spare; more would only wait for each other.
 const NETWORK_THREADS: usize = 2;
+
+/// How long work that nobody waits for any more may keep the process.
+const RUNTIME_END_MAX: Duration = Duration::from_secs(2);
 
 /// Connects, mounts and serves until unmounted; returns when everything is on the state server.
 pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
@@ -96,9 +99,9 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
     };
     let session = Session::new(device, stack.top.clone(), handle, options, Some(&silly))
         .context("the kernel refuses the FUSE session")?;
-    let control = SessionControl::new(plan, &record, &stack, session.counters(), kernel);
+    let control = SessionControl::new(plan, &record, &stack, session.activity(), kernel);
     let control = Arc::new(control);
-    let _context = runtime.enter();
+    let context = runtime.enter();
     let server = Server::start(&record, control.clone())?;
     let words = words(plan, &record, stack.cache.as_ref());
     if let Some(host) = &stack.host {
@@ -129,7 +132,11 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
     }
     // The entry goes first: whoever hears that the session has ended may reuse its name.
     drop(registration);
-    runtime.block_on(server.end(result.as_ref().err().map(|error| format!("{error:#}")), last));
+    let error = result.as_ref().err().map(|error| (format!("{error:#}"), Exit::of(error)));
+    runtime.block_on(server.end(error, last));
+    drop(context);
+    // What somebody asked for and has not waited for (a look through all blocks) ends here.
+    runtime.shutdown_timeout(RUNTIME_END_MAX);
     result
 }
 
@@ -209,6 +216,7 @@ async fn end(record: &Record, stack: &Stack) -> Result<()> {
     }
     let Some(cache) = &stack.cache else {
         let ended = stack.top.shutdown().await;
+        let ended = ended.map_err(|error| Exit::Unsent.mark(error.into()));
         return ended.with_context(|| format!("{}: not all data was written back", record.source));
     };
     let ended = cache.disk.close().await;
@@ -217,6 +225,7 @@ async fn end(record: &Record, stack: &Stack) -> Result<()> {
     if !unsent.is_empty() {
         log::warn!("{} not sent, kept in {place} for the next mount", unsent_text(&unsent));
     }
+    let ended = ended.map_err(|error| Exit::Unsent.mark(error.into()));
     ended.with_context(|| match unsent.is_empty() {
         true => format!("{}: not all data was written back", record.source),
         false => format!(

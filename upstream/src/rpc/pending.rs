@@ -65,7 +65,10 @@ impl Pending {
                     Err(refusal) => Ok(Err(refusal)),
                 });
             match decoded {
-                Ok(Ok(results)) => return Ok(Reply { results, retransmitted: sent.unsafely }),
+                Ok(Ok(results)) => {
+                    self.shared.counters.took(self.request.class, self.began.elapsed());
+                    return Ok(Reply { results, retransmitted: sent.unsafely });
+                }
                 // The key was that of a session that has since been replaced by a new one.
                 Ok(Err(Refusal::AuthError(_)))
                     if rekeyed < REKEYED_MAX
