@@ -94,6 +94,8 @@ enum Command {
     /// Make a VM of one's own from a suspended golden VM
     #[command(after_help = CLONE_HELP)]
     Clone(CloneArgs),
+    /// Say what would stop a mount or make it slow, on this machine, on a host and between them
+    Doctor(DoctorArgs),
     /// The server side: started by `gridvfs mount` over ssh, or standing
     Proxy(ProxyArgs),
     /// Write man pages and shell completions into a directory (for packages)
@@ -117,7 +119,8 @@ pub struct MountArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "source")]
     pub config: Option<PathBuf>,
     /// Mount options, comma-separated: stripes=4, ro, timeout=SECONDS (default: wait for ever),
-    /// ssh_command=, gridvfs_command= (on HOST), nfs=ADDR[:PORT] (HOST's proxy forwards to that
+    /// ssh_command=, gridvfs_command= (on HOST), bootstrap=yes|no|ask (copy this gridvfs to a HOST
+    /// that has none), nfs=ADDR[:PORT] (HOST's proxy forwards to that
     /// NFS server), no_proxy (ssh -W to the NFS server), mountport=, cred=UID[:GID],
     /// attr_timeout=1, entry_timeout=1, negative_timeout=0, allow_other, default_permissions,
     /// nonempty, linger=300, kernel flags (nosuid, noatime, …), ssh's own (Port=2222), and those
@@ -221,6 +224,28 @@ pub struct StatusShowArgs {
     /// Print Prometheus' text exposition format
     #[arg(long, conflicts_with = "json")]
     pub prometheus: bool,
+}
+
+/// Arguments of `gridvfs doctor`.
+#[derive(Args)]
+pub struct DoctorArgs {
+    /// As for mount: what is to be mounted, or the NAME of a session file
+    pub source: Option<String>,
+    /// As for mount
+    #[arg(short = 'o', value_name = "KEY=VALUE,…")]
+    pub options: Vec<String>,
+    /// The port of HOST's sshd
+    #[arg(short = 'p', value_name = "PORT")]
+    pub port: Option<u16>,
+    /// An ssh configuration file
+    #[arg(short = 'F', value_name = "FILE")]
+    pub ssh_config: Option<PathBuf>,
+    /// Measure no rates
+    #[arg(long)]
+    pub quick: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `gridvfs top`.
@@ -506,6 +531,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
         Command::Profile(args) => commands::profile::run(args),
         Command::Meta(args) => commands::meta::run(args.command),
         Command::Clone(args) => commands::clone::run(args),
+        Command::Doctor(args) => commands::doctor::run(args),
         Command::Proxy(args) => commands::proxy::run(args.command),
         Command::Pages { directory } => commands::pages::run(Cli::command(), &directory),
     }

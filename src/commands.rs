@@ -4,6 +4,7 @@ pub mod cache;
 pub mod clone;
 pub mod config;
 pub mod conflicts;
+pub mod doctor;
 pub mod meta;
 pub mod mount;
 pub mod pages;

@@ -35,6 +35,8 @@ pub struct Settings {
     pub ssh_options: Vec<String>,
     /// The command that runs gridvfs on the host.
     pub gridvfs_command: Option<String>,
+    /// Whether this program is copied to a host that has none.
+    pub bootstrap: Bootstrap,
     /// `ADDR[:PORT]` of an NFSv3 server, as the host sees it.
     pub nfs: Option<String>,
     /// Reach the NFS server by `ssh -W`, with nothing of ours on the host.
@@ -71,6 +73,33 @@ pub struct Settings {
     pub metadata: MetadataOptions,
 }
 
+/// Whether this program is copied to a host that has none, or another version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bootstrap {
+    /// It is.
+    Yes,
+    /// It is not.
+    No,
+    /// If somebody at the terminal agrees.
+    Ask,
+}
+
+impl Bootstrap {
+    /// Its name as an option.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Yes => "yes",
+            Self::No => "no",
+            Self::Ask => "ask",
+        }
+    }
+
+    fn from_word(word: &str) -> Result<Self> {
+        let found = [Self::Yes, Self::No, Self::Ask].into_iter().find(|one| one.word() == word);
+        found.context("yes, no or ask is expected")
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -79,6 +108,7 @@ impl Default for Settings {
             ssh_config: None,
             ssh_options: Vec::new(),
             gridvfs_command: None,
+            bootstrap: Bootstrap::Ask,
             nfs: None,
             no_proxy: false,
             mount_port: None,
@@ -159,6 +189,7 @@ impl Settings {
             }
             "ssh_config" => self.ssh_config = Some(std::path::absolute(text()?)?),
             "gridvfs_command" => self.gridvfs_command = Some(text()?.into()),
+            "bootstrap" => self.bootstrap = Bootstrap::from_word(text()?)?,
             "nfs" => self.nfs = Some(text()?.into()),
             "no_proxy" => self.no_proxy = flag()?,
             "mountport" => self.mount_port = Some(text()?.parse().context("not a port number")?),

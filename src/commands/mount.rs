@@ -1,5 +1,6 @@
 //! `gridvfs mount`: connects, mounts, goes to the background and serves until unmounted.
 
+mod bootstrap;
 mod connect;
 mod control;
 mod files;
@@ -7,6 +8,8 @@ mod manager;
 mod remote;
 mod serve;
 mod signals;
+
+pub use connect::ssh_host;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -68,6 +68,7 @@ pub const KEYS: &[Key] = &[
     fixed("ssh_config", Kind::Path),
     fixed("ssh_option", Kind::List),
     fixed("gridvfs_command", Kind::Text),
+    fixed("bootstrap", Kind::Text),
     fixed("stripes", Kind::Number),
     fixed("linger", Kind::Number),
     fixed("timeout", Kind::Seconds),

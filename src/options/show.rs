@@ -116,6 +116,7 @@ impl Shown<'_> {
             "ssh_config" => json!(settings.ssh_config),
             "ssh_option" => json!(settings.ssh_options),
             "gridvfs_command" => json!(settings.gridvfs_command),
+            "bootstrap" => json!(settings.bootstrap.word()),
             "stripes" => json!(settings.stripes),
             "linger" => json!(settings.linger_seconds),
             "timeout" => json!(settings.timeout.map_or(0.0, |time| time.as_secs_f64())),

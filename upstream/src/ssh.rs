@@ -12,10 +12,13 @@
 mod child;
 mod failure;
 mod proxy;
+pub mod rate;
 mod remote;
+mod script;
 mod stream;
 
-pub use proxy::{RemoteExport, SshProxyConnector};
+pub use proxy::{Lack, RemoteExport, SshProxyConnector};
+pub use script::{Script, ScriptOutput};
 pub use stream::{Coding, RemoteStream, StreamError};
 
 use std::collections::HashSet;

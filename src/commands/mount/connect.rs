@@ -11,9 +11,7 @@ use gridvfs_metadata::content::ContentIndex;
 use gridvfs_metadata::profile::Profiles;
 use gridvfs_metadata::{MetaLayer, MetaOptions};
 use gridvfs_proxy::local_dir::{LocalDir, LocalDirOptions};
-use gridvfs_upstream::ssh::{
-    RemoteExport, SshForwardConnector, SshHost, SshProxyConnector, SshSettings,
-};
+use gridvfs_upstream::ssh::{RemoteExport, SshForwardConnector, SshHost, SshSettings};
 use gridvfs_upstream::{
     ClientOptions, Connector, KeyedConnector, MountTarget, NfsClient, TcpConnector, UnixConnector,
 };
@@ -165,7 +163,7 @@ async fn connect_patiently(plan: &Plan) -> Result<Stack> {
         return Ok(stack.add_metadata(plan, names, None));
     }
     let host = match &plan.source {
-        Source::Ssh { destination, .. } => Some(ssh_host(plan, destination)?),
+        Source::Ssh { destination, .. } => Some(ssh_host(settings, destination)?),
         _ => None,
     };
     let options = ClientOptions {
@@ -192,8 +190,7 @@ async fn connect_patiently(plan: &Plan) -> Result<Stack> {
                 read_only: settings.read_only,
                 linger_seconds: settings.linger_seconds,
             };
-            let connector = Arc::new(SshProxyConnector::new(host.clone(), export));
-            NfsClient::connect(connector, options).await?
+            super::bootstrap::connect(settings, host, export, options).await?
         }
         (Source::Nfs { address, port, path }, _) => {
             let connector =
@@ -238,12 +235,12 @@ async fn new_buffer(below: Arc<dyn Vfs>) -> Result<Arc<BufferLayer>> {
     Ok(Arc::new(buffer))
 }
 
-fn ssh_host(plan: &Plan, destination: &str) -> Result<Arc<SshHost>> {
+pub fn ssh_host(settings: &crate::options::Settings, destination: &str) -> Result<Arc<SshHost>> {
     // ssh asks on the terminal itself, or through the askpass program of a desktop.
     let terminal = std::fs::File::open("/dev/tty").is_ok_and(|tty| tty.is_terminal());
     let askpass = std::env::var_os("SSH_ASKPASS").is_some();
     Ok(SshHost::new(SshSettings {
-        command: plan.settings.ssh_words()?,
+        command: settings.ssh_words()?,
         destination: destination.into(),
         private_dir: directories::runtime()?,
         may_prompt: terminal || askpass,

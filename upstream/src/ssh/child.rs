@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::process::{Child, Command};
 
 use gridvfs_vfs::nfs3;
@@ -43,6 +44,8 @@ pub(super) struct SshChild {
     stream: UnixStream,
     /// Bytes that were read behind the greeting.
     early: Vec<u8>,
+    /// How many were read in front of it.
+    noise_bytes: usize,
     login_timeout: Duration,
 }
 
@@ -126,7 +129,7 @@ impl SshChild {
         let login_timeout = if asks { PROMPT_LOGIN_TIMEOUT } else { BATCH_LOGIN_TIMEOUT };
         let stream = UnixStream::from_std(near).map_err(fault)?;
         let process = SshProcess { child, stderr, stderr_reader };
-        Ok(Self { process, stream, early: Vec::new(), login_timeout })
+        Ok(Self { process, stream, early: Vec::new(), noise_bytes: 0, login_timeout })
     }
 
     /// Waits for the proxy's greeting. Noise in front of it is passed over.
@@ -150,6 +153,9 @@ impl SshChild {
         tokio::pin!(limit);
         loop {
             if let Some((found, rest)) = find(&received) {
+                let line = received[..received.len() - rest.len()].strip_suffix(b"\n");
+                let line_start = line.and_then(|line| line.iter().rposition(|b| *b == b'\n'));
+                self.noise_bytes = line_start.map_or(0, |at| at + 1);
                 self.early = rest;
                 return Ok(found);
             }
@@ -203,6 +209,17 @@ impl SshChild {
     pub fn into_parts(self) -> (BoxedReader, BoxedWriter, Box<dyn Any + Send>) {
         let (reader, writer) = self.stream.into_split();
         (with_early(self.early, reader), Box::new(writer), Box::new(self.process.child))
+    }
+
+    /// How many bytes the host's shell start-up has printed before the first words.
+    pub fn noise_bytes(&self) -> usize {
+        self.noise_bytes
+    }
+
+    /// Returns both directions, and the process, whose end tells how it went.
+    pub fn into_stream(self) -> (BoxedReader, OwnedWriteHalf, SshProcess) {
+        let (reader, writer) = self.stream.into_split();
+        (with_early(self.early, reader), writer, self.process)
     }
 
     /// Returns what a command says that is told nothing, and its process.

@@ -3,6 +3,7 @@
 use crate::ConnectError;
 
 use super::SshHost;
+use super::proxy::Lack;
 
 /// How an `ssh` ended.
 #[derive(Debug)]
@@ -42,6 +43,17 @@ impl SshFailure {
                 || self.says("Host key verification failed")
                 || self.says("Too many authentication failures")
                 || self.says("No more authentication methods"))
+    }
+
+    /// Says what of ours the host lacks, if that is what it died of.
+    pub fn lack(&self) -> Option<Lack> {
+        match self.status? {
+            SSH_FAILED => None,
+            COMMAND_NOT_FOUND => Some(Lack::Program),
+            // It did run, and did not understand what it was told.
+            _ if self.says("rror: ") || self.says("unrecognized") => Some(Lack::Version),
+            _ => None,
+        }
     }
 
     fn host_key_changed(&self) -> bool {

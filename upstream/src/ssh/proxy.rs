@@ -34,6 +34,15 @@ pub struct RemoteExport {
     pub linger_seconds: u32,
 }
 
+/// What of ours a host lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lack {
+    /// There is no `gridvfs` where it was looked for.
+    Program,
+    /// There is one that this one cannot speak with.
+    Version,
+}
+
 /// Opens the channels of one session with a server-side proxy.
 pub struct SshProxyConnector {
     host: Arc<SshHost>,
@@ -41,11 +50,13 @@ pub struct SshProxyConnector {
     /// The session that stripes attach to. Held while one is being started.
     session: Mutex<Option<Session>>,
     generation: AtomicU64,
+    lack: parking_lot::Mutex<Option<Lack>>,
 }
 
 #[derive(Clone)]
 struct Session {
     name: String,
+    version: String,
     key: String,
     root: FileHandle,
     extensions: bool,
@@ -56,7 +67,18 @@ struct Session {
 impl SshProxyConnector {
     /// Makes a connector. Nothing is run yet.
     pub fn new(host: Arc<SshHost>, export: RemoteExport) -> Self {
-        Self { host, export, session: Mutex::new(None), generation: AtomicU64::new(0) }
+        let lack = parking_lot::Mutex::new(None);
+        Self { host, export, session: Mutex::new(None), generation: AtomicU64::new(0), lack }
+    }
+
+    /// Returns the version of the program on the host, once a session has begun.
+    pub async fn version(&self) -> Option<String> {
+        self.session.lock().await.as_ref().map(|session| session.version.clone())
+    }
+
+    /// Says what the host lacked when it was last tried, if that was the trouble.
+    pub fn lack(&self) -> Option<Lack> {
+        *self.lack.lock()
     }
 
     fn stdio_arguments(&self) -> Vec<String> {
@@ -91,6 +113,7 @@ impl SshProxyConnector {
                 Ok(greeting) => return Ok((child, greeting)),
                 Err(failure) if failure.is_authentication() && self.host.next_login(login) => {}
                 Err(failure) => {
+                    *self.lack.lock() = failure.lack();
                     return Err(failure.into_connect_error(&self.host, &self.export.path));
                 }
             }
@@ -102,6 +125,7 @@ impl SshProxyConnector {
         let (child, greeting) = self.greet(&self.stdio_arguments(), true).await?;
         let host = self.host.destination();
         if greeting.protocol != PROTOCOL {
+            *self.lack.lock() = Some(Lack::Version);
             return Err(ConnectError::Fatal(format!(
                 "gridvfs on {host} is version {} and speaks protocol {}, this one is {} and speaks \
                  protocol {PROTOCOL}: install the same version on both",
@@ -128,6 +152,7 @@ impl SshProxyConnector {
             extensions,
             fetch,
             name: greeting.session,
+            version: greeting.version.clone(),
             generation: self.generation.fetch_add(1, Ordering::Relaxed) + 1,
         };
         if greeting.version != env!("CARGO_PKG_VERSION") {

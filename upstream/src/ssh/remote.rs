@@ -51,6 +51,13 @@ pub(super) fn reading(path: &[u8], mark: &str, program: &[String]) -> String {
     format!("exec /bin/sh -c {script} gridvfs {path} {mark} {}", program.join(" "))
 }
 
+/// Returns a command that says a line with `mark`, and then runs a script with arguments.
+pub(super) fn script(text: &str, mark: &str, arguments: &[&str]) -> String {
+    let script = format!("printf \"%s\\n\" \"$1\"; shift; {text}");
+    let arguments: Vec<String> = arguments.iter().map(|word| quoted(word)).collect();
+    format!("exec /bin/sh -c {} gridvfs {} {}", quoted(&script), quoted(mark), arguments.join(" "))
+}
+
 /// Quotes a word for sh, and for csh and fish as well: single quotes mean the same to all.
 fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
