@@ -11,8 +11,10 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::unistd::{ForkResult, fork, pipe, setsid};
+
+use crate::report::{Exit, error_json, error_of_json, error_text};
 
 /// The child's end: says how the start went.
 pub struct Starter {
@@ -22,8 +24,8 @@ pub struct Starter {
 
 /// What `start` returns to whom.
 pub enum Role {
-    /// This process waits no longer: the child has started, or failed.
-    Parent(ExitCode),
+    /// This process need not wait any longer: the child has started.
+    Parent,
     /// This process is to do the work.
     Child(Starter),
 }
@@ -63,16 +65,19 @@ impl Starter {
         Ok(())
     }
 
-    /// Says that the work could not begin, and with which exit status, or how it has ended.
-    pub fn failed(&mut self, words: &str, exit: u8) {
+    /// Says that the work could not begin, or how it has ended, to whom there is: who waits for the
+    /// start, the log, or else whoever ran this.
+    pub fn failed(&mut self, error: anyhow::Error) -> Result<ExitCode> {
+        let exit = ExitCode::from(Exit::of(&error) as u8);
         match self.pipe.take() {
             Some(mut pipe) => {
-                let head = [FAILED, exit];
-                let _ = pipe.write_all(&head).and_then(|()| pipe.write_all(words.as_bytes()));
+                let words = error_json(&error).to_string();
+                let _ = pipe.write_all(&[FAILED]).and_then(|()| pipe.write_all(words.as_bytes()));
             }
-            None if self.stays => eprintln!("{words}"),
-            None => log::error!("{words}"),
+            None if self.stays => return Err(error),
+            None => log::error!("{}", error_text(&error)),
         }
+        Ok(exit)
     }
 }
 
@@ -83,7 +88,7 @@ fn replace_standard_streams(null: OwnedFd, log: OwnedFd) -> Result<()> {
     Ok(())
 }
 
-/// Forks. The parent waits for the child's word and returns the exit status.
+/// Forks. The parent waits for the child's word; why it could not start is an error here.
 pub fn start() -> Result<Role> {
     let (reader, writer) = pipe().context("pipe")?;
     nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
@@ -97,22 +102,17 @@ pub fn start() -> Result<Role> {
             drop(writer);
             let mut words = Vec::new();
             File::from(reader).read_to_end(&mut words)?;
-            Ok(Role::Parent(match words.split_first() {
+            match words.split_first() {
                 Some((&STARTED, words)) => {
                     std::io::stdout().write_all(words)?;
-                    ExitCode::SUCCESS
+                    Ok(Role::Parent)
                 }
-                Some((_, failed)) => {
-                    let (exit, words) = failed.split_first().unwrap_or((&1, failed));
-                    eprintln!("{}", String::from_utf8_lossy(words));
-                    ExitCode::from(*exit)
-                }
+                Some((_, failed)) => Err(error_of_json(&serde_json::from_slice(failed)?)),
                 None => {
                     let end = nix::sys::wait::waitpid(child, None);
-                    eprintln!("Error: the mount process ended while it started ({end:?})");
-                    ExitCode::FAILURE
+                    bail!("the mount process ended while it started ({end:?})");
                 }
-            }))
+            }
         }
     }
 }

@@ -44,20 +44,34 @@ pub fn error_text(error: &anyhow::Error) -> String {
     format!("Error: {error:#}{hint}")
 }
 
+/// Returns an error for programs: `error`, `code` and, where there is one, `hint`.
+pub fn error_json(error: &anyhow::Error) -> serde_json::Value {
+    let text = format!("{error:#}");
+    let mut reply = serde_json::json!({"ok": false, "error": text, "code": Exit::of(error).name()});
+    if let Some(hint) = Hinted::hint_of(error) {
+        reply["hint"] = hint.into();
+    }
+    reply
+}
+
+/// Makes an error of what [`error_json`] has made of one in another process.
+pub fn error_of_json(reply: &serde_json::Value) -> anyhow::Error {
+    let text = reply["error"].as_str().unwrap_or("unknown error").to_string();
+    let error = match reply["hint"].as_str() {
+        Some(hint) => Hinted::error(text, hint),
+        None => anyhow::Error::msg(text),
+    };
+    Exit::from_name(reply["code"].as_str().unwrap_or_default()).mark(error)
+}
+
 /// Prints an error, if there is one, and returns the exit status: 0, what was asked for, or what
 /// [`Exit`] says of the error. With `json`, a program reads standard output: the error is there, too.
 pub fn exit_code(result: anyhow::Result<ExitCode>, json: bool) -> ExitCode {
     result.unwrap_or_else(|error| {
         let exit = Exit::of(&error);
         if json {
-            let mut reply = serde_json::json!({
-                "ok": false, "error": format!("{error:#}"), "code": exit.name(),
-            });
-            if let Some(hint) = Hinted::hint_of(&error) {
-                reply["hint"] = hint.into();
-            }
             // A pipe whose reader has gone is no reason to say anything else.
-            let _ = print_json(&reply);
+            let _ = print_json(&error_json(&error));
         }
         eprintln!("{}", error_text(&error));
         ExitCode::from(exit as u8)

@@ -72,6 +72,7 @@ fn exit_statuses_tell_scripts_what_happened() {
         (&["set", "@", "at_end=never"], 2, "usage"),
         (&["set", "@", "consistency=read-only-shared"], 6, "refused"),
         (&["mount", "/usr", "/tmp", "-o", "strips=1"], 2, "usage"),
+        (&["mount", "/nonexistent", "/tmp", "-o", "nonempty"], 1, "failed"),
     ] {
         let said = ends(&rig, words, status);
         assert_eq!((&said["ok"], said["code"].as_str()), (&Value::Bool(false), Some(code)));

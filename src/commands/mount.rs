@@ -20,7 +20,7 @@ use gridvfs_fuse::MountState;
 use crate::cli::MountArgs;
 use crate::daemon::{self, Role, Starter};
 use crate::options::{self, Item, Layers, Origin, Provenance, Reading, Settings};
-use crate::report::{Exit, Hinted, error_text};
+use crate::report::{Exit, Hinted};
 use crate::source::Source;
 
 /// Everything that a mount needs to know, checked.
@@ -67,17 +67,13 @@ pub fn run(args: MountArgs) -> Result<ExitCode> {
         Starter::foreground()
     } else {
         match daemon::start()? {
-            Role::Parent(code) => return Ok(code),
+            Role::Parent => return Ok(ExitCode::SUCCESS),
             Role::Child(starter) => starter,
         }
     };
     match serve::run(&plan, &mut starter) {
         Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(error) => {
-            let exit = Exit::of(&error) as u8;
-            starter.failed(&error_text(&error), exit);
-            Ok(ExitCode::from(exit))
-        }
+        Err(error) => starter.failed(error),
     }
 }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Record;
-use crate::report::{Exit, Hinted};
+use crate::report::{Exit, Hinted, error_of_json};
 
 /// The version of requests and replies.
 pub const VERSION: u32 = 1;
@@ -100,12 +100,7 @@ impl Client {
             if reply["ok"] == json!(true) {
                 return Ok(reply);
             }
-            let text = reply["error"].as_str().unwrap_or("unknown error").to_string();
-            let error = match reply["hint"].as_str() {
-                Some(hint) => Hinted::error(text, hint),
-                None => anyhow::Error::msg(text),
-            };
-            return Err(Exit::from_name(reply["code"].as_str().unwrap_or_default()).mark(error));
+            return Err(error_of_json(&reply));
         }
     }
 

@@ -19,7 +19,7 @@ use tokio::task::AbortHandle;
 
 use super::Record;
 use super::control::{Request, VERSION};
-use crate::report::{Exit, Hinted};
+use crate::report::{Exit, error_json};
 
 /// The longest request, in bytes.
 const REQUEST_BYTES_MAX: u64 = 64 << 10;
@@ -269,13 +269,7 @@ async fn answer(
             reply
         }
         Ok(None) => failure(&format!("unknown verb {verb:?}"), Exit::Usage),
-        Err(error) => {
-            let mut reply = failure(&format!("{error:#}"), Exit::of(&error));
-            if let Some(hint) = Hinted::hint_of(&error) {
-                reply["hint"] = json!(hint);
-            }
-            reply
-        }
+        Err(error) => error_json(&error),
     })
 }
 
