@@ -19,7 +19,7 @@ SCRIPTS := .ci/run $(wildcard bench/*.sh bench/cache/*.sh tests/support/*.sh ben
 	packaging/libvirt/qemu packaging/slurm/prolog packaging/slurm/epilog packaging/slurm/task-prolog
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-bench build demo test test-systemd test-slurm test-libvirt test-crash bench-link bench-cache bench-fetch bench-clone fmt lint clean install bench-meta
+.PHONY: help deps deps-bench build demo test test-systemd test-slurm test-libvirt test-crash bench-link bench-cache bench-fetch bench-clone bench-fleet fmt lint clean install bench-meta
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -82,6 +82,11 @@ bench-clone: ## Measure clones of a suspended Debian over the link against a loc
 	@$(DEPS) build test bench
 	$(CARGO) build --release --workspace
 	@bench/clone.sh $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_OPTIONS)
+
+bench-fleet: ## Measure eight clones at once through one LAN cache against one (ROUNDS=n BENCH_OPTIONS=…)
+	@$(DEPS) build test bench
+	$(CARGO) build --release --workspace
+	@bench/fleet.sh $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_OPTIONS)
 
 bench-meta: ## Measure how fast meta build reads, against plain reading (BENCH_OPTIONS=…)
 	@$(DEPS) build test bench

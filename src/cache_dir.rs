@@ -69,7 +69,7 @@ impl CacheDir {
     }
 
     /// Takes the directory that the options name, or one of the source's own.
-    pub fn take(options: &CacheOptions, source: &str, mountpoint: &Path) -> Result<Self> {
+    pub fn take(options: &CacheOptions, source: &str, mountpoint: Option<&Path>) -> Result<Self> {
         let taken = match &options.dir {
             Some(path) => Self::take_named(path, options.share, mountpoint)?,
             None => Self::take_default(options.share, source)?,
@@ -80,8 +80,8 @@ impl CacheDir {
         Ok(taken)
     }
 
-    fn take_named(path: &Path, share: bool, mountpoint: &Path) -> Result<Self> {
-        if path.starts_with(mountpoint) {
+    fn take_named(path: &Path, share: bool, mountpoint: Option<&Path>) -> Result<Self> {
+        if mountpoint.is_some_and(|mountpoint| path.starts_with(mountpoint)) {
             bail!("-o cache_dir={}: a cache cannot be in its own mount", path.display());
         }
         if !is_cache(path) && fs::read_dir(path).is_ok_and(|mut files| files.next().is_some()) {
@@ -371,12 +371,13 @@ mod tests {
     fn other_directories_are_left_alone() {
         let folder = tempfile::tempdir().expect("folder");
         fs::write(folder.path().join("thesis"), b"x").expect("write");
-        let error = CacheDir::take_named(folder.path(), false, Path::new("/m")).err();
+        let error = CacheDir::take_named(folder.path(), false, Some(Path::new("/m"))).err();
         assert!(error.expect("refused").to_string().contains("files of others"));
-        let within = CacheDir::take_named(Path::new("/m/x"), false, Path::new("/m")).err();
+        let within = CacheDir::take_named(Path::new("/m/x"), false, Some(Path::new("/m"))).err();
         assert!(within.expect("refused").to_string().contains("own mount"));
         let file = folder.path().join("thesis");
-        let error = CacheDir::take_named(&file, false, Path::new("/m")).err().expect("refused");
+        let error =
+            CacheDir::take_named(&file, false, Some(Path::new("/m"))).err().expect("refused");
         assert!(crate::report::error_text(&error).contains("cache=off"), "{error:#}");
     }
 }

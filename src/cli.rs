@@ -111,7 +111,8 @@ enum Command {
 /// Arguments of `gridvfs mount`.
 #[derive(Args, Clone)]
 pub struct MountArgs {
-    /// [USER@]HOST:/path, nfs://ADDR[:PORT]/export, gridvfs+unix:/socket, gridvfs://ADDR:PORT,
+    /// [USER@]HOST:/path, nfs://ADDR[:PORT]/export, gridvfs+unix:/socket[:/export],
+    /// gridvfs://ADDR:PORT[/export],
     /// or a local directory; or the NAME of a session file (docs/settings.md)
     #[arg(required_unless_present = "config")]
     pub source: Option<String>,
@@ -370,6 +371,49 @@ pub enum ProxyCommand {
     Daemon,
     /// Listen for NFSv3 clients
     Serve(ProxyServeArgs),
+    /// The keys of a standing proxy's clients
+    #[command(subcommand)]
+    Key(ProxyKeyCommand),
+    /// As `stdio` or `attach`, whichever the client asked for over ssh, under the administrator's
+    /// rules: for `command=` in authorized_keys
+    Forced {
+        /// TOML: exports, nfs, read_only, map_uid, map_gid, unmapped (docs/security.md)
+        #[arg(long, value_name = "FILE")]
+        policy: PathBuf,
+    },
+}
+
+/// What can be done with keys.
+#[derive(Subcommand)]
+pub enum ProxyKeyCommand {
+    /// Make a key, add it to the proxy's key file, and print it
+    New {
+        /// Whose it is
+        name: String,
+        /// The proxy's key file; made if it is not there
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
+        /// Write the key into this new file, for the client's --key-file, instead of printing it
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// List whose keys are in a key file
+    List {
+        /// The proxy's key file
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a key: a running proxy sends its client away within a second
+    Revoke {
+        /// Whose it is
+        name: String,
+        /// The proxy's key file
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
+    },
 }
 
 /// What a proxy exports.
@@ -405,12 +449,16 @@ pub struct ProxyStdioArgs {
 /// Arguments of `gridvfs proxy serve`.
 #[derive(Args)]
 pub struct ProxyServeArgs {
+    /// A TOML file that says what to serve, where, and to whom (docs/proxies.md)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["export", "listen", "key_file", "keyless"])]
+    pub config: Option<PathBuf>,
     #[command(flatten)]
-    pub export: ExportArgs,
+    pub export: Option<ExportArgs>,
     /// Where to listen: ADDR:PORT (port 0: any free one) or unix:PATH
-    #[arg(long, value_name = "ADDR:PORT|unix:PATH")]
-    pub listen: String,
-    /// A file (mode 0600) with the session key that every call must carry: 32 hexadecimal digits
+    #[arg(long, value_name = "ADDR:PORT|unix:PATH", required_unless_present = "config")]
+    pub listen: Option<String>,
+    /// A file (mode 0600) with the session key that every call must carry: 32 hexadecimal digits;
+    /// or with several, NAME = KEY a line
     #[arg(long, value_name = "FILE", conflicts_with = "keyless")]
     pub key_file: Option<PathBuf>,
     /// Let in whoever can connect; only on loopback and unix sockets

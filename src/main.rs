@@ -11,6 +11,7 @@ mod login;
 mod mountpoint;
 mod options;
 mod paths;
+mod proxy_config;
 mod report;
 mod session;
 mod source;

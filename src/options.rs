@@ -18,6 +18,7 @@ use crate::report::Hinted;
 
 pub use cache::{CacheOptions, Changes, settings_json, size};
 pub use item::{Item, Origin, split_at_commas};
+pub use keys::{names, nearest};
 pub use layers::{Layers, Reading, mountpoint_of, named_session_file, session_file};
 pub use metadata::MetadataOptions;
 pub use show::{Provenance, Shown, differences, row};
@@ -148,6 +149,11 @@ impl Settings {
         }
         settings.check()?;
         Ok(settings)
+    }
+
+    /// Reads one layer over the defaults.
+    pub fn of_items(items: &[Item]) -> Result<Self> {
+        Self::of([items])
     }
 
     /// Drops what the layer replaces.

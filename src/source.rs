@@ -25,14 +25,21 @@ pub enum Source {
         /// The export's path.
         path: String,
     },
-    /// `gridvfs+unix:/socket`: a standing proxy.
-    Unix(PathBuf),
-    /// `gridvfs://ADDR:PORT`: a standing proxy.
+    /// `gridvfs+unix:/socket[:/export]`: a standing proxy.
+    Unix {
+        /// The socket.
+        socket: PathBuf,
+        /// The export's path; `/` for the only one.
+        path: String,
+    },
+    /// `gridvfs://ADDR:PORT[/export]`: a standing proxy.
     Tcp {
         /// A host name or address.
         address: String,
         /// The proxy's port.
         port: u16,
+        /// The export's path; `/` for the only one.
+        path: String,
     },
     /// `/path`: a directory of this machine, in process.
     Local(PathBuf),
@@ -50,12 +57,17 @@ impl Source {
             return Ok(Self::Nfs { address, port, path });
         }
         if let Some(path) = text.strip_prefix("gridvfs+unix:") {
-            return Ok(Self::Unix(path.into()));
+            let (socket, export) = match path.split_once(":/") {
+                Some((socket, export)) => (socket, format!("/{export}")),
+                None => (path, "/".into()),
+            };
+            return Ok(Self::Unix { socket: socket.into(), path: export });
         }
         if let Some(authority) = text.strip_prefix("gridvfs://") {
-            let (address, port) = authority_parts(authority.trim_end_matches('/'))?;
+            let (authority, export) = authority.split_once('/').unwrap_or((authority, ""));
+            let (address, port) = authority_parts(authority)?;
             let Some(port) = port else { bail!("{text}: a port must follow the address") };
-            return Ok(Self::Tcp { address, port });
+            return Ok(Self::Tcp { address, port, path: format!("/{export}") });
         }
         if text.starts_with(['/', '.']) {
             return Ok(Self::Local(text.into()));
@@ -116,6 +128,13 @@ mod tests {
             port,
             path: path.into(),
         };
+        let unix =
+            |socket: &str, path: &str| Source::Unix { socket: socket.into(), path: path.into() };
+        let tcp = |address: &str, port, path: &str| Source::Tcp {
+            address: address.into(),
+            port,
+            path: path.into(),
+        };
         for (text, source) in [
             ("vm@host:/vms/a", ssh("vm@host", "/vms/a")),
             ("host:", ssh("host", ".")),
@@ -124,8 +143,10 @@ mod tests {
             ("nfs://h/e/x", nfs("h", None, "/e/x")),
             ("nfs://h:2049/", nfs("h", Some(2049), "/")),
             ("nfs://[::1]:20/e", nfs("::1", Some(20), "/e")),
-            ("gridvfs+unix:/run/s", Source::Unix("/run/s".into())),
-            ("gridvfs://h:7", Source::Tcp { address: "h".into(), port: 7 }),
+            ("gridvfs+unix:/run/s", unix("/run/s", "/")),
+            ("gridvfs+unix:/run/s:/vms/a", unix("/run/s", "/vms/a")),
+            ("gridvfs://h:7", tcp("h", 7, "/")),
+            ("gridvfs://[::1]:7/vms/a:b", tcp("::1", 7, "/vms/a:b")),
             ("/a:b", Source::Local("/a:b".into())),
             ("./a", Source::Local("./a".into())),
         ] {

@@ -178,7 +178,8 @@ impl State {
                 attr.size = attr.size.max(reading.own_size);
             }
         } else {
-            if reading.known.is_some_and(|known| known != signature) {
+            // Units of no known version, since READs brought no attributes, may be of any.
+            if reading.known != Some(signature) {
                 taken.dropped = std::mem::take(&mut reading.units).into_values().collect();
             }
             reading.known = Some(signature);

@@ -11,7 +11,7 @@ use gridvfs_vfs::{Caller, Vfs, nfs3};
 use serde::{Deserialize, Serialize};
 
 use crate::confine::ConfinedLayer;
-use crate::identity::{IdentityLayer, IdentityMap};
+use crate::identity::{IdentityLayer, IdentityMap, IdentityTable, TableConfig};
 use crate::local_dir::{LocalDir, LocalDirOptions, OpenError};
 
 /// What to serve, and as whom.
@@ -27,6 +27,9 @@ pub struct ExportConfig {
     pub read_only: bool,
     /// The client's identity that this process's stands for: uid and gid.
     pub shadow: Option<(u32, u32)>,
+    /// Who is who, where this process may act as several: the host's administrator's word.
+    #[serde(default)]
+    pub identity: Option<TableConfig>,
     /// Where handle tables and secrets are kept.
     pub state_dir: PathBuf,
 }
@@ -74,6 +77,7 @@ const FORWARD_STRIPES: usize = 2;
 
 /// Opens an export.
 pub async fn open(config: &ExportConfig) -> Result<Backend, BackendError> {
+    let map = identity_map(config.shadow, config.identity.as_ref(), config.nfs.is_none())?;
     let (vfs, blocking): (Arc<dyn Vfs>, bool) = match &config.nfs {
         None => {
             let options = LocalDirOptions {
@@ -84,26 +88,40 @@ pub async fn open(config: &ExportConfig) -> Result<Backend, BackendError> {
         }
         Some(server) => (forward(config, server).await?, false),
     };
-    let vfs = Arc::new(IdentityLayer::new(vfs, identity_map(config.shadow)));
+    let vfs = Arc::new(IdentityLayer::new(vfs, map));
     Ok(Backend { vfs, blocking, extensions: config.nfs.is_none() })
 }
 
-/// A process that is not root can act as itself alone; root acts as whoever calls.
-fn identity_map(shadow: Option<(u32, u32)>) -> IdentityMap {
-    match shadow {
-        Some((shadow_uid, shadow_gid)) if !nix::unistd::geteuid().is_root() => {
-            IdentityMap::Squash { login: own_identity(), shadow_uid, shadow_gid }
+/// Says who acts for whom. In a process that is not root calls on a local directory run as itself
+/// alone, whatever a table says; as root they run as whoever calls, or as the table has it.
+pub fn identity_map(
+    shadow: Option<(u32, u32)>,
+    table: Option<&TableConfig>,
+    is_local: bool,
+) -> Result<IdentityMap, BackendError> {
+    let root = nix::unistd::geteuid().is_root();
+    if let Some(table) = table {
+        if is_local && !root {
+            return Err(BackendError::new(
+                "identities",
+                "a table of identities for a directory of this machine needs root: another user's \
+                 process acts as that user alone",
+            ));
         }
-        None if !nix::unistd::geteuid().is_root() => {
-            let login = own_identity();
-            let (shadow_uid, shadow_gid) = (login.uid, login.gid);
-            IdentityMap::Squash { login, shadow_uid, shadow_gid }
-        }
-        _ => IdentityMap::Identity,
+        let table = IdentityTable::new(table)
+            .map_err(|error| BackendError::new("identities", error.to_string()))?;
+        return Ok(IdentityMap::Table(Arc::new(table)));
     }
+    if root {
+        return Ok(IdentityMap::Identity);
+    }
+    let login = own_identity();
+    let (shadow_uid, shadow_gid) = shadow.unwrap_or((login.uid, login.gid));
+    Ok(IdentityMap::Squash { login, shadow_uid, shadow_gid })
 }
 
-fn own_identity() -> Caller {
+/// Returns the identity of this process.
+pub fn own_identity() -> Caller {
     let groups = nix::unistd::getgroups().unwrap_or_default();
     Caller {
         uid: nix::unistd::geteuid().as_raw(),

@@ -40,7 +40,7 @@ const PLAIN_BYTES_MAX: usize = HANDLE_BYTES_MAX - 1 - TAG_BYTES;
 /// A [`Vfs`] whose handles cannot be forged.
 pub struct ConfinedLayer {
     inner: Arc<dyn Vfs>,
-    seal: Seal,
+    seal: Arc<Seal>,
     root: FileHandle,
     read_only: bool,
 }
@@ -60,14 +60,20 @@ pub enum SealError {
 }
 
 /// Seals handles and checks the seals.
-struct Seal {
+pub struct Seal {
     key: hmac::Key,
     long: Mutex<Connection>,
 }
 
 impl Seal {
-    fn open(state_dir: &Path) -> std::result::Result<Self, SealError> {
-        let secret = secret(&state_dir.join("handle-secret"))?;
+    /// Opens the seal of an export. Those of other names are other seals, though one secret in
+    /// `state_dir` is behind all.
+    pub fn open(state_dir: &Path, export: &str) -> std::result::Result<Self, SealError> {
+        let mut secret = secret(&state_dir.join("handle-secret"))?;
+        if !export.is_empty() {
+            let own = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &secret), export.as_bytes());
+            secret.copy_from_slice(&own.as_ref()[..SECRET_BYTES]);
+        }
         let long = Connection::open(state_dir.join("long-handles.sqlite"))?;
         long.busy_timeout(std::time::Duration::from_secs(5))?;
         long.pragma_update(None, "journal_mode", "wal")?;
@@ -104,17 +110,24 @@ impl Seal {
         long.query_row(find, [bytes], |row| row.get(0)).ok()
     }
 
-    fn open_handle(&self, handle: &FileHandle) -> Result<FileHandle> {
-        let bad = || Status::BADHANDLE;
+    /// Takes the tag off a handle; `None` if it is not one of this seal.
+    fn unsealed<'a>(&self, handle: &'a FileHandle) -> Option<&'a [u8]> {
         let bytes = handle.as_bytes();
-        let (sealed, tag) =
-            bytes.len().checked_sub(TAG_BYTES).map(|at| bytes.split_at(at)).ok_or_else(bad)?;
+        let (sealed, tag) = bytes.split_at(bytes.len().checked_sub(TAG_BYTES)?);
         let expected = hmac::sign(&self.key, sealed);
         let pairs = expected.as_ref()[..TAG_BYTES].iter().zip(tag);
         let differences = pairs.fold(0, |sum, (a, b)| sum | (a ^ b));
-        if std::hint::black_box(differences) != 0 {
-            return Err(bad().into());
-        }
+        (std::hint::black_box(differences) == 0).then_some(sealed)
+    }
+
+    /// Says whether a handle was sealed here.
+    pub fn is_of(&self, handle: &FileHandle) -> bool {
+        self.unsealed(handle).is_some()
+    }
+
+    fn open_handle(&self, handle: &FileHandle) -> Result<FileHandle> {
+        let bad = || Status::BADHANDLE;
+        let sealed = self.unsealed(handle).ok_or_else(bad)?;
         let opened = match sealed.split_first() {
             Some((&KIND_PLAIN, body)) => FileHandle::new(body),
             Some((&KIND_NUMBER, body)) => {
@@ -163,9 +176,13 @@ impl ConfinedLayer {
         state_dir: &Path,
         read_only: bool,
     ) -> std::result::Result<Self, SealError> {
-        let seal = Seal::open(state_dir)?;
+        Ok(Self::sealed_by(Arc::new(Seal::open(state_dir, "")?), inner, read_only))
+    }
+
+    /// The same with a seal that is there already.
+    pub fn sealed_by(seal: Arc<Seal>, inner: Arc<dyn Vfs>, read_only: bool) -> Self {
         let root = inner.root();
-        Ok(Self { inner, seal, root, read_only })
+        Self { inner, seal, root, read_only }
     }
 
     fn opened(&self, handle: &FileHandle) -> Result<FileHandle> {
@@ -426,12 +443,12 @@ mod tests {
     fn sealed_handles_come_back_after_a_restart_and_no_others_do() {
         let folder = tempfile::tempdir().expect("folder");
         let sealed: Vec<FileHandle> = {
-            let seal = Seal::open(folder.path()).expect("a seal");
+            let seal = Seal::open(folder.path(), "").expect("a seal");
             (0..=HANDLE_BYTES_MAX)
                 .map(|length| seal.seal(&handle(length)).expect("sealed"))
                 .collect()
         };
-        let seal = Seal::open(folder.path()).expect("the same seal");
+        let seal = Seal::open(folder.path(), "").expect("the same seal");
         for (length, sealed) in sealed.iter().enumerate() {
             assert_eq!(seal.open_handle(sealed), Ok(handle(length)), "{length}");
             assert_eq!(seal.seal(&handle(length)), Ok(*sealed), "the same handle each time");
@@ -445,7 +462,10 @@ mod tests {
         assert!(seal.open_handle(&handle(20)).is_err(), "the server's own handle");
         assert!(seal.open_handle(&handle(0)).is_err());
         let elsewhere = tempfile::tempdir().expect("folder");
-        let other = Seal::open(elsewhere.path()).expect("another seal");
+        let other = Seal::open(elsewhere.path(), "").expect("another seal");
         assert!(other.open_handle(&sealed[20]).is_err(), "another secret");
+        let named = Seal::open(folder.path(), "other").expect("another seal");
+        assert!(named.open_handle(&sealed[20]).is_err(), "another export");
+        assert!(!named.is_of(&sealed[20]) && seal.is_of(&sealed[20]));
     }
 }

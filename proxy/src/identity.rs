@@ -2,8 +2,11 @@
 //!
 //! A session has a *shadow* identity, which is the mounting user's on the compute server, and a
 //! *login*, which is the account on the state server that it runs as (the paper's section 3.2).
-//! [`IdentityMap`] translates between the two; [`IdentityLayer`] does so for a whole [`Vfs`]. It
-//! keeps nothing else and checks no rights: that is the file system's part.
+//! [`IdentityMap`] translates between the two; [`IdentityLayer`] does so for a whole [`Vfs`]. Where
+//! a proxy may act as several, an [`IdentityTable`] says who is who. The layer keeps nothing else
+//! and checks no rights: that is the file system's part.
+
+mod table;
 
 use std::sync::Arc;
 
@@ -14,6 +17,8 @@ use gridvfs_vfs::{
     FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result, SeekWhence, SetAttr,
     Stability, Status, Time, Verifier, Vfs, Wcc, Written,
 };
+
+pub use table::{IdentityTable, TableConfig, TableError};
 
 /// The number by which a foreign owner is shown who has the number of the shadow identity, so that
 /// he is not taken for the mounting user.
@@ -34,34 +39,58 @@ pub enum IdentityMap {
         /// The group that is shown in place of the login's.
         shadow_gid: u32,
     },
+    /// By a table; whom it does not give is refused, or squashed.
+    Table(Arc<IdentityTable>),
 }
 
 impl IdentityMap {
-    /// Says who acts for a caller.
-    pub fn caller(&self, caller: &Caller) -> Caller {
+    /// Says who acts for a caller; [`Status::ACCES`] where nobody does.
+    pub fn caller(&self, caller: &Caller) -> Result<Caller, Status> {
         match self {
-            Self::Identity => caller.clone(),
-            Self::Squash { login, .. } => login.clone(),
+            Self::Identity => Ok(caller.clone()),
+            Self::Squash { login, .. } => Ok(login.clone()),
+            Self::Table(table) => table.caller(caller),
         }
+    }
+
+    /// The same for what tells nothing of any file: kernels ask it as root when they mount.
+    fn looker(&self, caller: &Caller) -> Caller {
+        let nobody = Caller { uid: NOBODY, gid: NOBODY, groups: Vec::new() };
+        self.caller(caller).unwrap_or(nobody)
+    }
+
+    /// Says whether all callers act as one.
+    pub fn is_squash(&self) -> bool {
+        matches!(self, Self::Squash { .. })
     }
 
     /// Translates the owner in a change of attributes. An owner that nobody can be shown as cannot
     /// be given either.
     pub fn set_attr(&self, attr: &SetAttr) -> Result<SetAttr, Status> {
-        let Self::Squash { login, shadow_uid, shadow_gid } = self else { return Ok(*attr) };
-        let uid = attr.uid.map(|uid| to_login(uid, login.uid, *shadow_uid)).transpose()?;
-        let gid = attr.gid.map(|gid| to_login(gid, login.gid, *shadow_gid)).transpose()?;
-        Ok(SetAttr { uid, gid, ..*attr })
+        let (uid, gid) = match self {
+            Self::Identity => (attr.uid.map(Ok), attr.gid.map(Ok)),
+            Self::Squash { login, shadow_uid, shadow_gid } => (
+                attr.uid.map(|uid| to_login(uid, login.uid, *shadow_uid)),
+                attr.gid.map(|gid| to_login(gid, login.gid, *shadow_gid)),
+            ),
+            Self::Table(table) => {
+                (attr.uid.map(|uid| table.given_uid(uid)), attr.gid.map(|gid| table.given_gid(gid)))
+            }
+        };
+        Ok(SetAttr { uid: uid.transpose()?, gid: gid.transpose()?, ..*attr })
     }
 
     /// Translates the owner in attributes.
     pub fn attr(&self, attr: Attr) -> Attr {
-        let Self::Squash { login, shadow_uid, shadow_gid } = self else { return attr };
-        Attr {
-            uid: to_shadow(attr.uid, login.uid, *shadow_uid),
-            gid: to_shadow(attr.gid, login.gid, *shadow_gid),
-            ..attr
-        }
+        let (uid, gid) = match self {
+            Self::Identity => (attr.uid, attr.gid),
+            Self::Squash { login, shadow_uid, shadow_gid } => (
+                to_shadow(attr.uid, login.uid, *shadow_uid),
+                to_shadow(attr.gid, login.gid, *shadow_gid),
+            ),
+            Self::Table(table) => (table.shown_uid(attr.uid), table.shown_gid(attr.gid)),
+        };
+        Attr { uid, gid, ..attr }
     }
 
     /// Translates weak cache consistency data.
@@ -126,8 +155,11 @@ impl Vfs for IdentityLayer {
     }
 
     async fn getattr(&self, caller: &Caller, file: &FileHandle) -> Result<Attr> {
-        let attr = self.inner.getattr(&self.map.caller(caller), file).await?;
-        Ok(self.map.attr(attr))
+        let caller = match *file == self.inner.root() {
+            true => self.map.looker(caller),
+            false => self.map.caller(caller)?,
+        };
+        Ok(self.map.attr(self.inner.getattr(&caller, file).await?))
     }
 
     async fn setattr(
@@ -138,12 +170,12 @@ impl Vfs for IdentityLayer {
         guard: Option<Time>,
     ) -> Result<Wcc> {
         let changes = self.map.set_attr(changes)?;
-        let caller = self.map.caller(caller);
+        let caller = self.map.caller(caller)?;
         Ok(self.map.wcc(self.inner.setattr(&caller, file, &changes, guard).await?))
     }
 
     async fn lookup(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Entry> {
-        let entry = self.inner.lookup(&self.map.caller(caller), dir, name).await?;
+        let entry = self.inner.lookup(&self.map.caller(caller)?, dir, name).await?;
         Ok(Entry { attr: self.attr(entry.attr), dir_attr: self.attr(entry.dir_attr), ..entry })
     }
 
@@ -153,12 +185,12 @@ impl Vfs for IdentityLayer {
         file: &FileHandle,
         wanted: Access,
     ) -> Result<AccessGranted> {
-        let answer = self.inner.access(&self.map.caller(caller), file, wanted).await?;
+        let answer = self.inner.access(&self.map.caller(caller)?, file, wanted).await?;
         Ok(AccessGranted { attr: self.attr(answer.attr), ..answer })
     }
 
     async fn readlink(&self, caller: &Caller, file: &FileHandle) -> Result<Bytes> {
-        self.inner.readlink(&self.map.caller(caller), file).await
+        self.inner.readlink(&self.map.caller(caller)?, file).await
     }
 
     async fn read(
@@ -168,7 +200,7 @@ impl Vfs for IdentityLayer {
         offset: u64,
         count: u32,
     ) -> Result<ReadData> {
-        let read = self.inner.read(&self.map.caller(caller), file, offset, count).await?;
+        let read = self.inner.read(&self.map.caller(caller)?, file, offset, count).await?;
         Ok(ReadData { attr: self.attr(read.attr), ..read })
     }
 
@@ -180,7 +212,7 @@ impl Vfs for IdentityLayer {
         data: Bytes,
         stable: Stability,
     ) -> Result<Written> {
-        let caller = self.map.caller(caller);
+        let caller = self.map.caller(caller)?;
         let written = self.inner.write(&caller, file, offset, data, stable).await?;
         Ok(Written { wcc: self.map.wcc(written.wcc), ..written })
     }
@@ -193,7 +225,7 @@ impl Vfs for IdentityLayer {
         how: &CreateHow,
     ) -> Result<Created> {
         let how = self.map.create_how(how)?;
-        let created = self.inner.create(&self.map.caller(caller), dir, name, &how).await?;
+        let created = self.inner.create(&self.map.caller(caller)?, dir, name, &how).await?;
         Ok(self.map.created(created))
     }
 
@@ -205,7 +237,7 @@ impl Vfs for IdentityLayer {
         attr: &SetAttr,
     ) -> Result<Created> {
         let attr = self.map.set_attr(attr)?;
-        let created = self.inner.mkdir(&self.map.caller(caller), dir, name, &attr).await?;
+        let created = self.inner.mkdir(&self.map.caller(caller)?, dir, name, &attr).await?;
         Ok(self.map.created(created))
     }
 
@@ -218,7 +250,7 @@ impl Vfs for IdentityLayer {
         attr: &SetAttr,
     ) -> Result<Created> {
         let attr = self.map.set_attr(attr)?;
-        let caller = self.map.caller(caller);
+        let caller = self.map.caller(caller)?;
         Ok(self.map.created(self.inner.symlink(&caller, dir, name, target, &attr).await?))
     }
 
@@ -231,16 +263,16 @@ impl Vfs for IdentityLayer {
         attr: &SetAttr,
     ) -> Result<Created> {
         let attr = self.map.set_attr(attr)?;
-        let caller = self.map.caller(caller);
+        let caller = self.map.caller(caller)?;
         Ok(self.map.created(self.inner.mknod(&caller, dir, name, kind, &attr).await?))
     }
 
     async fn remove(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Wcc> {
-        Ok(self.map.wcc(self.inner.remove(&self.map.caller(caller), dir, name).await?))
+        Ok(self.map.wcc(self.inner.remove(&self.map.caller(caller)?, dir, name).await?))
     }
 
     async fn rmdir(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Wcc> {
-        Ok(self.map.wcc(self.inner.rmdir(&self.map.caller(caller), dir, name).await?))
+        Ok(self.map.wcc(self.inner.rmdir(&self.map.caller(caller)?, dir, name).await?))
     }
 
     async fn rename(
@@ -252,7 +284,7 @@ impl Vfs for IdentityLayer {
         to_name: &[u8],
         no_replace: bool,
     ) -> Result<(Wcc, Wcc)> {
-        let caller = self.map.caller(caller);
+        let caller = self.map.caller(caller)?;
         let (from, to) =
             self.inner.rename(&caller, from_dir, from_name, to_dir, to_name, no_replace).await?;
         Ok((self.map.wcc(from), self.map.wcc(to)))
@@ -265,7 +297,7 @@ impl Vfs for IdentityLayer {
         dir: &FileHandle,
         name: &[u8],
     ) -> Result<Linked> {
-        let linked = self.inner.link(&self.map.caller(caller), file, dir, name).await?;
+        let linked = self.inner.link(&self.map.caller(caller)?, file, dir, name).await?;
         Ok(Linked { attr: self.attr(linked.attr), dir_wcc: self.map.wcc(linked.dir_wcc) })
     }
 
@@ -278,7 +310,7 @@ impl Vfs for IdentityLayer {
         size_bytes: u32,
         plus: bool,
     ) -> Result<DirPage> {
-        let caller = self.map.caller(caller);
+        let caller = self.map.caller(caller)?;
         let mut page = self.inner.readdir(&caller, dir, cookie, verifier, size_bytes, plus).await?;
         for entry in &mut page.entries {
             entry.attr = self.attr(entry.attr);
@@ -288,15 +320,15 @@ impl Vfs for IdentityLayer {
     }
 
     async fn fsstat(&self, caller: &Caller, file: &FileHandle) -> Result<FsStat> {
-        self.inner.fsstat(&self.map.caller(caller), file).await
+        self.inner.fsstat(&self.map.looker(caller), file).await
     }
 
     async fn fsinfo(&self, caller: &Caller, file: &FileHandle) -> Result<FsInfo> {
-        self.inner.fsinfo(&self.map.caller(caller), file).await
+        self.inner.fsinfo(&self.map.looker(caller), file).await
     }
 
     async fn pathconf(&self, caller: &Caller, file: &FileHandle) -> Result<PathConf> {
-        self.inner.pathconf(&self.map.caller(caller), file).await
+        self.inner.pathconf(&self.map.looker(caller), file).await
     }
 
     async fn commit(
@@ -306,7 +338,7 @@ impl Vfs for IdentityLayer {
         offset: u64,
         count: u32,
     ) -> Result<Committed> {
-        let done = self.inner.commit(&self.map.caller(caller), file, offset, count).await?;
+        let done = self.inner.commit(&self.map.caller(caller)?, file, offset, count).await?;
         Ok(Committed { wcc: self.map.wcc(done.wcc), ..done })
     }
 
@@ -317,7 +349,7 @@ impl Vfs for IdentityLayer {
         offset: u64,
         whence: SeekWhence,
     ) -> Result<u64> {
-        self.inner.seek(&self.map.caller(caller), file, offset, whence).await
+        self.inner.seek(&self.map.caller(caller)?, file, offset, whence).await
     }
 
     async fn allocate(
@@ -328,12 +360,12 @@ impl Vfs for IdentityLayer {
         length: u64,
         how: Allocation,
     ) -> Result<Wcc> {
-        let caller = self.map.caller(caller);
+        let caller = self.map.caller(caller)?;
         Ok(self.map.wcc(self.inner.allocate(&caller, file, offset, length, how).await?))
     }
 
     async fn flush(&self, caller: &Caller, file: &FileHandle) -> Result<()> {
-        self.inner.flush(&self.map.caller(caller), file).await
+        self.inner.flush(&self.map.caller(caller)?, file).await
     }
 
     fn forget(&self, file: &FileHandle) {

@@ -25,6 +25,9 @@ pub enum KeyError {
     /// Others could read the key.
     #[error("key file {0} may be read by others (mode {1:o}): chmod 600 {0}")]
     Open(String, u32),
+    /// Somebody else could change the key.
+    #[error("key file {0} belongs to user {1}: it must be this user's own, or root's")]
+    Foreign(String, u32),
     /// What is in the file is no key.
     #[error("key file {0}: 32 hexadecimal digits are expected")]
     NoKey(String),
@@ -45,18 +48,8 @@ impl SessionKey {
 
     /// Reads a key from a file that nobody else may read.
     pub fn from_file(path: &Path) -> Result<Self, KeyError> {
-        let name = || path.display().to_string();
-        let fault = |error| KeyError::Io(name(), error);
-        let mut options = std::fs::File::options();
-        let mut file =
-            options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(fault)?;
-        let mode = file.metadata().map_err(fault)?.mode();
-        if mode & 0o077 != 0 {
-            return Err(KeyError::Open(name(), mode & 0o777));
-        }
-        let mut text = String::new();
-        file.by_ref().take(256).read_to_string(&mut text).map_err(fault)?;
-        Self::from_hex(text.trim()).ok_or_else(|| KeyError::NoKey(name()))
+        let text = private_text(path, 256)?;
+        Self::from_hex(text.trim()).ok_or_else(|| KeyError::NoKey(path.display().to_string()))
     }
 
     /// Takes a key in hexadecimal.
@@ -79,6 +72,25 @@ impl SessionKey {
         let differences = self.0.iter().zip(machine_name).fold(0, |sum, (a, b)| sum | (a ^ b));
         std::hint::black_box(differences) == 0
     }
+}
+
+/// Reads a file that must be nobody else's to read or write.
+pub(crate) fn private_text(path: &Path, bytes_max: u64) -> Result<String, KeyError> {
+    let name = || path.display().to_string();
+    let fault = |error| KeyError::Io(name(), error);
+    let mut options = std::fs::File::options();
+    let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(fault)?;
+    let meta = file.metadata().map_err(fault)?;
+    let own = nix::unistd::geteuid().as_raw();
+    if meta.uid() != own && meta.uid() != 0 {
+        return Err(KeyError::Foreign(name(), meta.uid()));
+    }
+    if meta.mode() & 0o077 != 0 {
+        return Err(KeyError::Open(name(), meta.mode() & 0o777));
+    }
+    let mut text = String::new();
+    file.take(bytes_max).read_to_string(&mut text).map_err(fault)?;
+    Ok(text)
 }
 
 #[cfg(test)]

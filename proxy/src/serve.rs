@@ -1,42 +1,95 @@
 //! A standing proxy: listens for NFSv3 clients, with a key or, on this machine alone, without.
+//!
+//! What it serves is put together by whoever starts it; here are the listeners, the keys, and the
+//! limits. Nothing of a client can be reached by another: each key has exports of its own.
+
+mod doors;
+mod guesses;
+mod keys;
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
-use crate::backend::{self, ExportConfig};
-use crate::key::SessionKey;
+use crate::gate::{Guest, OneGuest};
+use crate::hops::HopBoard;
+use crate::room::Room;
 use crate::server::{Server, ServerOptions};
+use doors::Doors;
+use guesses::Peer;
+use keys::KeyGate;
 
-/// The most connections at once.
-const CONNECTIONS_MAX: usize = 256;
+pub use keys::{KeyRing, Shown};
+
+/// How long calls under way may take once the proxy has been told to end.
+const END_GRACE: Duration = Duration::from_secs(5);
+/// How long the proxy waits when the system has no descriptors for a new channel.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Where a standing proxy listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenAt {
+    /// `ADDR:PORT` or `unix:PATH`.
+    pub address: String,
+    /// Whether clients are let in without a key.
+    pub keyless: bool,
+}
+
+/// The limits of a standing proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The most channels at once. A session has four of them.
+    pub clients_max: usize,
+    /// The most calls under way, of all channels together.
+    pub calls_max: usize,
+    /// The most memory for calls and their replies, in bytes.
+    pub memory_max_bytes: usize,
+}
+
+impl Default for Limits {
+    /// 64 sessions of 4 channels; the calls that 8 of them can have under way; the memory that 8
+    /// channels can use.
+    fn default() -> Self {
+        Self { clients_max: 256, calls_max: 4096, memory_max_bytes: 256 << 20 }
+    }
+}
 
 /// What a standing proxy serves, where, and to whom.
 pub struct ServeConfig {
-    /// What it serves.
-    pub export: ExportConfig,
-    /// `ADDR:PORT` or `unix:PATH`.
-    pub listen: String,
-    /// The key that every call must carry.
-    pub key: Option<SessionKey>,
+    /// Where it listens.
+    pub listen: Vec<ListenAt>,
+    /// The mode of its unix sockets.
+    pub socket_mode: u32,
+    /// Those who are let in with a key.
+    pub keys: Option<Arc<KeyRing>>,
+    /// Those who are let in without.
+    pub keyless: Option<Guest>,
+    /// Its limits.
+    pub limits: Limits,
+    /// What clients are told of the way to the files.
+    pub hops: Arc<HopBoard>,
 }
 
 /// Why a standing proxy cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The export cannot be opened.
-    #[error(transparent)]
-    Backend(#[from] backend::BackendError),
     /// Without a key, anybody on the network could come in.
-    #[error("{0} is not on this machine alone: --key-file is needed to listen there")]
+    #[error("{0} is not on this machine alone: a key file is needed to listen there")]
     KeylessNetwork(SocketAddr),
     /// The address cannot be listened on.
     #[error("cannot listen on {0}: {1}")]
     Listen(String, std::io::Error),
+    /// Signals cannot be handled.
+    #[error("cannot wait for signals: {0}")]
+    Signals(std::io::Error),
 }
 
 enum Listener {
@@ -52,76 +105,139 @@ impl Drop for Listener {
     }
 }
 
-/// Serves until SIGTERM or SIGINT. `listening` is told the address once clients can come.
-pub async fn run(config: ServeConfig, listening: impl FnOnce(&str)) -> Result<(), ServeError> {
-    let backend = backend::open(&config.export).await?;
-    let (listener, address) = listen(&config).await?;
-    let export_path = config.export.path.to_string_lossy().into_owned().into_bytes();
-    let server = Server::new(ServerOptions {
-        ended: None,
-        vfs: backend.vfs,
-        blocking: backend.blocking,
-        key: config.key,
-        export_path,
-    });
-    listening(&address);
-    let fault = |error| ServeError::Listen(address.clone(), error);
-    let mut terminate = signal(SignalKind::terminate()).map_err(fault)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(fault)?;
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return Ok(()) };
-        let server = server.clone();
-        tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            () = accept(&listener, server, place) => {}
+/// A standing proxy that listens.
+pub struct Standing {
+    listeners: Vec<(Listener, Arc<Server>)>,
+    addresses: Vec<String>,
+    keys: Option<Arc<KeyRing>>,
+    doors: Arc<Doors>,
+}
+
+/// Begins to listen.
+pub async fn listen(config: ServeConfig) -> Result<Standing, ServeError> {
+    let Limits { clients_max, calls_max, memory_max_bytes } = config.limits;
+    let room = Arc::new(Room::new(calls_max, memory_max_bytes));
+    let server = |gate| {
+        Server::new(ServerOptions {
+            room: Some(room.clone()),
+            hops: config.hops.clone(),
+            ..ServerOptions::new(gate)
+        })
+    };
+    let keyed = config.keys.clone().map(|keys| server(Arc::new(KeyGate(keys))));
+    let keyless = config.keyless.map(|guest| server(Arc::new(OneGuest::new(guest))));
+    let (mut listeners, mut addresses) = (Vec::new(), Vec::new());
+    for at in &config.listen {
+        let (listener, address) = listen_at(at, config.socket_mode).await?;
+        let server = if at.keyless { &keyless } else { &keyed };
+        if let Some(server) = server {
+            listeners.push((listener, server.clone()));
+            addresses.push(address);
         }
+    }
+    let doors = Doors::new(clients_max.max(1));
+    Ok(Standing { listeners, addresses, keys: config.keys, doors })
+}
+
+impl Standing {
+    /// Returns where it listens, in the order in which that was asked for.
+    pub fn addresses(&self) -> &[String] {
+        &self.addresses
+    }
+
+    /// Serves until SIGTERM or SIGINT; SIGHUP reads the key file again. Returns when the calls under
+    /// way are done.
+    pub async fn serve(self) -> Result<(), ServeError> {
+        let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
+        let mut hang_up = signal(SignalKind::hangup()).map_err(ServeError::Signals)?;
+        let mut accepting = JoinSet::new();
+        for (listener, server) in self.listeners {
+            let doors = self.doors.clone();
+            accepting.spawn(async move {
+                loop {
+                    accept(&listener, &server, &doors).await;
+                }
+            });
+        }
+        if let Some(keys) = self.keys.clone() {
+            accepting.spawn(async move { keys.follow().await });
+        }
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hang_up.recv() => {
+                    if let Some(keys) = &self.keys {
+                        keys.reload();
+                    }
+                }
+            }
+        }
+        accepting.shutdown().await;
+        self.doors.stopping.send_replace(true);
+        let mut channels = self.doors.channels.subscribe();
+        let ended = channels.wait_for(|channels| *channels == 0);
+        let _ = tokio::time::timeout(END_GRACE, ended).await;
+        Ok(())
     }
 }
 
-async fn accept(
-    listener: &Listener,
-    server: Arc<Server>,
-    place: tokio::sync::OwnedSemaphorePermit,
-) {
-    match listener {
-        Listener::Tcp(listener) => {
-            let Ok((stream, _)) = listener.accept().await else { return };
+async fn accept(listener: &Listener, server: &Arc<Server>, doors: &Arc<Doors>) {
+    let accepted = match listener {
+        Listener::Tcp(listener) => listener.accept().await.map(|(stream, from)| {
             let _ = stream.set_nodelay(true);
             let (reader, writer) = stream.into_split();
-            tokio::spawn(async move {
-                server.serve(reader, writer).await;
-                drop(place);
-            });
-        }
-        Listener::Unix(listener, _) => {
-            let Ok((stream, _)) = listener.accept().await else { return };
+            begin(reader, writer, server, doors, Peer::of(from.ip()));
+        }),
+        Listener::Unix(listener, _) => listener.accept().await.map(|(stream, _)| {
+            let option = nix::sys::socket::sockopt::PeerCredentials;
+            let peer = nix::sys::socket::getsockopt(&stream.as_fd(), option);
+            let user = peer.map_or(u32::MAX, |peer| peer.uid());
             let (reader, writer) = stream.into_split();
-            tokio::spawn(async move {
-                server.serve(reader, writer).await;
-                drop(place);
-            });
-        }
+            begin(reader, writer, server, doors, Peer::User(user));
+        }),
+    };
+    if let Err(error) = accepted {
+        log::warn!("cannot take a new channel: {error}");
+        tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 }
 
-async fn listen(config: &ServeConfig) -> Result<(Listener, String), ServeError> {
-    let fault = |error| ServeError::Listen(config.listen.clone(), error);
-    if let Some(path) = config.listen.strip_prefix("unix:") {
+fn begin(
+    reader: impl AsyncRead + Unpin + Send + 'static,
+    writer: impl AsyncWrite + Unpin + Send + 'static,
+    server: &Arc<Server>,
+    doors: &Arc<Doors>,
+    peer: Peer,
+) {
+    let (server, knock) = (server.clone(), doors.knock(peer));
+    tokio::spawn(async move { server.receive(reader, writer, &knock).await });
+}
+
+async fn listen_at(at: &ListenAt, socket_mode: u32) -> Result<(Listener, String), ServeError> {
+    let fault = |error| ServeError::Listen(at.address.clone(), error);
+    if let Some(path) = at.address.strip_prefix("unix:") {
         let path = PathBuf::from(path);
         // A socket that nobody listens on was left by a proxy that was killed.
         if std::os::unix::net::UnixStream::connect(&path).is_err() {
-            let _ = std::fs::remove_file(&path);
+            let is_socket = std::fs::symlink_metadata(&path)
+                .is_ok_and(|meta| std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()));
+            if is_socket {
+                let _ = std::fs::remove_file(&path);
+            }
         }
-        let listener = UnixListener::bind(&path).map_err(fault)?;
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        // From the start nobody but us can connect: the mode is opened later, if at all.
+        let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+        let bound = UnixListener::bind(&path);
+        nix::sys::stat::umask(before);
+        let listener = bound.map_err(fault)?;
+        let mode = std::fs::Permissions::from_mode(socket_mode);
         std::fs::set_permissions(&path, mode).map_err(fault)?;
-        let address = config.listen.clone();
-        return Ok((Listener::Unix(listener, path), address));
+        return Ok((Listener::Unix(listener, path), at.address.clone()));
     }
-    let addresses: Vec<SocketAddr> = config.listen.to_socket_addrs().map_err(fault)?.collect();
-    if config.key.is_none()
+    let addresses: Vec<SocketAddr> = at.address.to_socket_addrs().map_err(fault)?.collect();
+    if at.keyless
         && let Some(address) = addresses.iter().find(|address| !address.ip().is_loopback())
     {
         return Err(ServeError::KeylessNetwork(*address));

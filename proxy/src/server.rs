@@ -13,15 +13,18 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use gridvfs_upstream::RecordReader;
-use gridvfs_vfs::rpc::{AuthSys, CallHeader, Refusal, ReplyHeader, record_mark};
+use gridvfs_vfs::rpc::{CallHeader, Refusal, ReplyHeader, record_mark};
 use gridvfs_vfs::xdr::{Decoder, Encoder, Xdr, padding};
-use gridvfs_vfs::{Vfs, ext, nfs3};
+use gridvfs_vfs::{ext, nfs3};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::key::SessionKey;
+use crate::gate::{Gate, Guest};
+use crate::hops::HopBoard;
+use crate::room::{BYTES_UNIT, Room, Share};
 use fetch::Fetches;
 use replay::{Fate, ReplayCache};
 
@@ -31,8 +34,6 @@ const RECORD_BYTES_MAX: usize = nfs3::DATA_BYTES_MAX + (64 << 10);
 const CALLS_MAX: usize = 256;
 /// The most bytes of calls and their expected replies that are in memory for a channel.
 const CALL_BYTES_MAX: usize = 32 << 20;
-/// What the byte semaphore counts in.
-const BYTES_UNIT: usize = 4096;
 /// The most buffers of one vectored write.
 const SLICES_MAX: usize = 64;
 
@@ -51,16 +52,54 @@ pub struct ServerCounters {
 
 /// What a server serves, and to whom.
 pub struct ServerOptions {
-    /// The file system.
-    pub vfs: Arc<dyn Vfs>,
-    /// Whether its calls block their thread (the local directory's do).
-    pub blocking: bool,
-    /// The key that every call must carry; without one, anybody is let in.
-    pub key: Option<SessionKey>,
-    /// The path under which the root can be mounted by clients that ask (MOUNT protocol).
-    pub export_path: Vec<u8>,
+    /// Who is let in, and what each is shown.
+    pub gate: Arc<dyn Gate>,
     /// Set when the client says that it is done; `None` if there is more than one client.
     pub ended: Option<Arc<AtomicBool>>,
+    /// The limits that this server shares with others; a channel has its own in any case.
+    pub room: Option<Arc<Room>>,
+    /// What clients are told of the way to the files.
+    pub hops: Arc<HopBoard>,
+}
+
+impl ServerOptions {
+    /// Returns options with nothing but a gate.
+    pub fn new(gate: Arc<dyn Gate>) -> Self {
+        Self { gate, ended: None, room: None, hops: Arc::default() }
+    }
+}
+
+/// Who accepted a channel, and watches it until it has shown a key.
+#[async_trait]
+pub trait Visit: Send + Sync {
+    /// Resolves when the channel is to be closed, whoever it is of.
+    async fn sent_away(&self);
+
+    /// The first call of a guest has come. Resolves when it may be served; `false`: there is no
+    /// place, and the channel is closed.
+    async fn welcome(&self, guest: &Guest) -> bool;
+
+    /// A call without a good key has come. Resolves when it may be answered; `false`: it is not, and
+    /// the channel is closed.
+    async fn stranger(&self) -> bool;
+}
+
+/// A channel that needs no watching: only who may come can have opened it.
+pub struct Expected;
+
+#[async_trait]
+impl Visit for Expected {
+    async fn sent_away(&self) {
+        std::future::pending().await
+    }
+
+    async fn welcome(&self, _guest: &Guest) -> bool {
+        true
+    }
+
+    async fn stranger(&self) -> bool {
+        true
+    }
 }
 
 /// An NFSv3 server.
@@ -96,23 +135,59 @@ impl Server {
         reader: impl AsyncRead + Unpin + Send,
         writer: impl AsyncWrite + Unpin + Send + 'static,
     ) {
+        self.receive(reader, writer, &Expected).await;
+    }
+
+    /// The same for a channel that is watched.
+    pub async fn receive(
+        self: Arc<Self>,
+        reader: impl AsyncRead + Unpin + Send,
+        writer: impl AsyncWrite + Unpin + Send + 'static,
+        visit: &dyn Visit,
+    ) {
         // Bounded by the calls in flight, which the semaphores bound.
         let (replies, queue) = mpsc::unbounded_channel();
         let writing = tokio::spawn(write_replies(writer, queue));
         let slots = Arc::new(Semaphore::new(CALLS_MAX));
         let bytes = Arc::new(Semaphore::new(CALL_BYTES_MAX / BYTES_UNIT));
         let mut records = RecordReader::new(reader, RECORD_BYTES_MAX);
+        // Who called last: calls of one channel are of one guest as a rule.
+        let mut guest: Option<Arc<Guest>> = None;
         loop {
-            let record = match records.next().await {
+            let record = tokio::select! {
+                record = records.next() => record,
+                () = visit.sent_away() => break,
+                () = revoked(guest.as_deref()) => {
+                    // What it has asked before is not answered any more.
+                    writing.abort();
+                    break;
+                }
+            };
+            let record = match record {
                 Ok(record) => record,
                 Err(error) => {
                     log::debug!("channel ended: {error}");
                     break;
                 }
             };
-            let (header, arguments) = match self.accept(&record) {
-                Accepted::Call(header, arguments) => (header, arguments),
+            let (header, arguments) = match self.accept(&record, &mut guest) {
+                Accepted::Call(header, arguments, first) => {
+                    if first
+                        && let Some(guest) = &guest
+                        && !visit.welcome(guest).await
+                    {
+                        break;
+                    }
+                    (header, arguments)
+                }
                 Accepted::Answer(reply) => {
+                    let _ = replies.send((reply, None));
+                    continue;
+                }
+                Accepted::Stranger(reply) => {
+                    if !visit.stranger().await {
+                        break;
+                    }
                     let _ = replies.send((reply, None));
                     continue;
                 }
@@ -121,6 +196,7 @@ impl Server {
                     break;
                 }
             };
+            let Some(caller) = guest.clone() else { break };
             if header.procedure == nfs3::NULL {
                 // At once, whatever else waits: it is how clients see that we live.
                 let _ = replies.send((dispatch::null(&header), None));
@@ -135,7 +211,12 @@ impl Server {
             ) else {
                 break;
             };
-            self.clone().start(header, record, arguments, replies.clone(), Some((slot, units)));
+            let share = match &self.options.room {
+                Some(room) => room.enter(size).await,
+                None => None,
+            };
+            let permits = Some((slot, units, share));
+            self.clone().start(caller, header, record, arguments, replies.clone(), permits);
             if writing.is_finished() {
                 break;
             }
@@ -145,24 +226,28 @@ impl Server {
     }
 
     /// Checks a record: who sends it, and whether it is a call that is served here.
-    fn accept(&self, record: &Bytes) -> Accepted {
+    fn accept(&self, record: &Bytes, guest: &mut Option<Arc<Guest>>) -> Accepted {
         let mut decoder = Decoder::new(record.clone());
         let Ok(header) = CallHeader::decode(&mut decoder) else { return Accepted::Garbage };
         let refused = |refusal| Accepted::Answer(refusal_record(header.xid, refusal));
         if !header.is_rpc_version_2() {
             return refused(Refusal::RpcMismatch);
         }
-        if let Some(key) = &self.options.key {
-            let credential = header.credential.auth_sys();
-            let matches = |credential: &AuthSys| key.matches(&credential.machine_name);
-            if !credential.as_ref().is_some_and(matches) {
+        let credential = header.credential.auth_sys();
+        let name = credential.as_ref().map(|credential| &credential.machine_name[..]);
+        let mut first = false;
+        if !guest.as_ref().is_some_and(|guest| guest.matches(name)) {
+            let Some(found) = self.options.gate.admit(name) else {
                 count(&self.counters.denied);
                 let why = match credential {
                     Some(_) => Refusal::AUTH_REJECTEDCRED,
                     None => Refusal::AUTH_BADCRED,
                 };
-                return refused(Refusal::AuthError(why));
-            }
+                let reply = refusal_record(header.xid, Refusal::AuthError(why));
+                return Accepted::Stranger(reply);
+            };
+            first = guest.is_none();
+            *guest = Some(found);
         }
         let served = match header.program {
             nfs3::PROGRAM => nfs3::VERSION,
@@ -173,12 +258,13 @@ impl Server {
         if header.version != served {
             return refused(Refusal::ProgramMismatch { low: served, high: served });
         }
-        Accepted::Call(header, decoder.rest())
+        Accepted::Call(header, decoder.rest(), first)
     }
 
     /// Runs a call, or joins one that is run already.
     fn start(
         self: Arc<Self>,
+        guest: Arc<Guest>,
         header: CallHeader,
         record: Bytes,
         arguments: Bytes,
@@ -206,15 +292,23 @@ impl Server {
         drop(record);
         let fetched = fetch::size(&header, &arguments);
         let server = self.clone();
+        // What belongs to none of the guest's exports is refused without being run.
+        let blocking = guest.export_of(&arguments).is_some_and(|export| export.blocking)
+            || (header.program == nfs3::mount::PROGRAM
+                && guest.exports().iter().any(|export| export.blocking));
         let call = async move {
-            let reply = dispatch::run(&server.options, &server.fetches, &header, arguments).await;
+            let context = dispatch::Context {
+                options: &server.options,
+                fetches: &server.fetches,
+                guest: &guest,
+            };
+            let reply = dispatch::run(&context, &header, arguments).await;
             match ticket {
                 Some(ticket) => server.replays.finish(ticket, reply, permits),
                 // The channel may be gone: then nobody waits here for the reply.
                 None => drop(replies.send((reply, permits))),
             }
         };
-        let blocking = self.options.blocking;
         match fetched {
             None => spawn(blocking, call),
             // It waits for its turn here, and not on a thread that another call could use.
@@ -238,13 +332,24 @@ fn spawn(blocking: bool, call: impl Future<Output = ()> + Send + 'static) {
     }
 }
 
+/// Resolves when a guest has been sent away; never without one.
+async fn revoked(guest: Option<&Guest>) {
+    match guest {
+        Some(guest) => guest.revoked().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// A call's share of the limits, given back when its reply is written.
 pub(crate) type Permits =
-    Option<(tokio::sync::OwnedSemaphorePermit, tokio::sync::OwnedSemaphorePermit)>;
+    Option<(tokio::sync::OwnedSemaphorePermit, tokio::sync::OwnedSemaphorePermit, Option<Share>)>;
 
 enum Accepted {
-    Call(CallHeader, Bytes),
+    /// A call, and whether it is the first with a good key.
+    Call(CallHeader, Bytes, bool),
     Answer(Record),
+    /// The call of somebody without a good key.
+    Stranger(Record),
     Garbage,
 }
 

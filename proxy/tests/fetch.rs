@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use gridvfs_proxy::gate::{Export, Guest, OneGuest};
 use gridvfs_proxy::local_dir::{LocalDir, LocalDirOptions};
 use gridvfs_proxy::server::{Server, ServerOptions};
 use gridvfs_upstream::{
@@ -44,8 +45,8 @@ impl Connector for Near {
 
 fn serve(vfs: Arc<dyn Vfs>, blocking: bool) -> Arc<Near> {
     let root = vfs.root();
-    let options =
-        ServerOptions { vfs, blocking, key: None, export_path: b"/".to_vec(), ended: None };
+    let export = Export { path: b"/".to_vec(), vfs, blocking, seal: None };
+    let options = ServerOptions::new(Arc::new(OneGuest::new(Guest::new("", None, vec![export]))));
     Arc::new(Near { server: Server::new(options), root })
 }
 

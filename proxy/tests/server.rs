@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gridvfs_proxy::confine::ConfinedLayer;
+use gridvfs_proxy::gate::{Export, Guest, OneGuest};
 use gridvfs_proxy::key::SessionKey;
 use gridvfs_proxy::local_dir::{LocalDir, LocalDirOptions};
 use gridvfs_proxy::server::{Server, ServerOptions};
@@ -40,12 +41,11 @@ fn rig() -> Rig {
     let key = SessionKey::random().expect("key");
     let ended = Arc::new(AtomicBool::new(false));
     let root = vfs.root();
+    let export = Export { path: b"/vms".to_vec(), vfs, blocking: true, seal: None };
+    let gate = OneGuest::new(Guest::new("rig", Some(key.clone()), vec![export]));
     let server = Server::new(ServerOptions {
-        vfs,
-        blocking: true,
-        key: Some(key.clone()),
-        export_path: b"/vms".to_vec(),
         ended: Some(ended.clone()),
+        ..ServerOptions::new(Arc::new(gate))
     });
     Rig { server, key: key.to_hex(), root, ended, folder }
 }

@@ -1,7 +1,7 @@
 //! `gridvfs mount`: connects, mounts, goes to the background and serves until unmounted.
 
 mod bootstrap;
-mod connect;
+pub mod connect;
 mod control;
 mod files;
 mod manager;
@@ -16,6 +16,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use gridvfs_fuse::MountState;
+
+use connect::Target;
 
 use crate::cli::MountArgs;
 use crate::daemon::{self, Role, Starter};
@@ -43,8 +45,19 @@ struct Plan {
 impl Plan {
     /// Says whether the mount has a disk cache.
     fn has_cache(&self) -> bool {
-        let local = matches!(self.source, Source::Local(_));
-        self.settings.cache.wanted.unwrap_or(!local)
+        self.target().has_cache()
+    }
+
+    /// What it leads to.
+    fn target(&self) -> Target {
+        Target {
+            text: self.source_text.clone(),
+            source: self.source.clone(),
+            settings: self.settings.clone(),
+            mountpoint: Some(self.mountpoint.clone()),
+            defer_names: true,
+            hops: None,
+        }
     }
 
     /// What is mounted and where to, as rows of `gridvfs config show`.

@@ -1,13 +1,19 @@
 //! `gridvfs proxy`: the server side.
 
+mod forced;
+mod keys;
+mod standing;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use gridvfs_proxy::backend::{self, ExportConfig};
-use gridvfs_proxy::key::SessionKey;
-use gridvfs_proxy::serve::{self, ServeConfig};
+use gridvfs_proxy::gate::{Export, Guest};
+use gridvfs_proxy::hops::HopBoard;
+use gridvfs_proxy::serve::{self, KeyRing, Limits, ListenAt, ServeConfig};
 use gridvfs_proxy::session::{self, SessionConfig};
 
 use crate::cli::{ExportArgs, ProxyCommand, ProxyServeArgs, ProxyStdioArgs};
@@ -35,6 +41,8 @@ pub fn run(command: ProxyCommand) -> Result<ExitCode> {
             Ok(runtime()?.block_on(session::run_daemon()).map(|()| ExitCode::SUCCESS)?)
         }
         ProxyCommand::Serve(args) => serve(args),
+        ProxyCommand::Key(command) => keys::run(command),
+        ProxyCommand::Forced { policy } => forced::run(&policy),
     }
 }
 
@@ -72,15 +80,18 @@ fn export(args: &ExportArgs) -> Result<ExportConfig> {
         read_only: args.read_only,
         shadow: shadow.transpose()?,
         state_dir: directories::state()?,
+        identity: None,
     })
 }
 
 fn stdio(args: ProxyStdioArgs) -> Result<ExitCode> {
-    let config = SessionConfig {
-        export: export(&args.export)?,
-        linger_seconds: args.linger,
-        runtime_dir: directories::runtime()?,
-    };
+    let export = export(&args.export)?;
+    start_session(export, args.linger)
+}
+
+fn start_session(export: ExportConfig, linger: u32) -> Result<ExitCode> {
+    let config =
+        SessionConfig { export, linger_seconds: linger, runtime_dir: directories::runtime()? };
     let log = directories::state()?.join("proxy.log");
     // This very program, even if it was replaced on disk meanwhile.
     let program = PathBuf::from("/proc/self/exe");
@@ -89,15 +100,40 @@ fn stdio(args: ProxyStdioArgs) -> Result<ExitCode> {
 
 fn serve(args: ProxyServeArgs) -> Result<ExitCode> {
     start_log();
-    let key = match (&args.key_file, args.keyless) {
-        (Some(path), _) => Some(SessionKey::from_file(path)?),
-        (None, true) => None,
-        (None, false) => bail!("--key-file FILE, or --keyless for clients of this machine alone"),
+    if let Some(path) = &args.config {
+        runtime()?.block_on(standing::run(path))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (Some(args_export), Some(listen)) = (&args.export, args.listen) else {
+        bail!("--config FILE, or --export and --listen");
     };
-    let config = ServeConfig { export: export(&args.export)?, listen: args.listen, key };
-    runtime()?.block_on(serve::run(config, |address| {
-        println!("listening on {address}");
+    let config = export(args_export)?;
+    let path = config.path.to_string_lossy().into_owned().into_bytes();
+    runtime()?.block_on(async move {
+        let backend = backend::open(&config).await?;
+        let export = Export { path, vfs: backend.vfs, blocking: backend.blocking, seal: None };
+        let (keys, keyless) = match (&args.key_file, args.keyless) {
+            (Some(path), _) => {
+                let shown = Box::new(move |_: &str| Some(vec![export.clone()]));
+                (Some(KeyRing::open(path, shown)?), None)
+            }
+            (None, true) => (None, Some(Guest::new("anybody", None, vec![export]))),
+            (None, false) => {
+                bail!("--key-file FILE, or --keyless for clients of this machine alone")
+            }
+        };
+        let standing = serve::listen(ServeConfig {
+            listen: vec![ListenAt { address: listen, keyless: keyless.is_some() }],
+            socket_mode: 0o600,
+            keys,
+            keyless,
+            limits: Limits::default(),
+            hops: Arc::new(HopBoard::default()),
+        })
+        .await?;
+        println!("listening on {}", standing.addresses().join(" "));
         let _ = std::io::stdout().flush();
-    }))?;
+        Ok(standing.serve().await?)
+    })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -14,6 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use policies::Case;
 
 pub mod policies;
+pub mod proxies;
 
 /// How a mount reaches its files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

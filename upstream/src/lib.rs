@@ -25,7 +25,7 @@ pub use connector::{
     Channel, ConnectError, Connector, KeyedConnector, TcpConnector, Terms, UnixConnector,
 };
 pub use counters::Counters;
-pub use mount::MountTarget;
+pub use mount::{MountTarget, ask_hops};
 pub use options::{ClientOptions, Timing};
 pub use record::{RecordError, RecordReader};
 pub use rpc::{CallClass, CallError, Reply, Request, RpcClient};

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use gridvfs_vfs::nfs3::Reply;
 use gridvfs_vfs::nfs3::mount::{self, DirPath, MountReply};
-use gridvfs_vfs::rpc::{AUTH_SYS, portmap};
+use gridvfs_vfs::rpc::{AUTH_SYS, Refusal, portmap};
 use gridvfs_vfs::xdr::{Encoder, Xdr};
-use gridvfs_vfs::{Caller, FileHandle, Status, nfs3};
+use gridvfs_vfs::{Caller, FileHandle, Status, ext, nfs3};
 
 use crate::rpc::{CallClass, CallError, Request, RpcClient};
 use crate::{ClientOptions, ConnectError, Connector};
@@ -82,13 +83,48 @@ impl MountTarget {
     }
 }
 
+/// Asks a standing proxy which proxies are on the way to its files, itself among them, before
+/// anything of those files is asked for. Whoever does not know the call is none.
+pub async fn ask_hops(
+    connector: &dyn Connector,
+    caller: &Caller,
+) -> Result<ext::Hops, ConnectError> {
+    let target = (ext::PROGRAM, ext::VERSION, ext::HOPS);
+    match try_ask::<_, Reply<ext::Hops, ()>>(connector, target, caller, &()).await? {
+        Ok(Reply::Ok(hops)) => Ok(hops),
+        Ok(Reply::Failed(..))
+        | Err(CallError::Refused(Refusal::ProgramUnavailable))
+        | Err(CallError::Refused(Refusal::ProcedureUnavailable)) => Ok(ext::Hops::default()),
+        Err(error) => Err(failed(connector, error)),
+    }
+}
+
+fn failed(connector: &dyn Connector, error: CallError) -> ConnectError {
+    let text = format!("{}: {error}", connector.describe());
+    match error {
+        CallError::Unreachable(_) => ConnectError::Transient(text),
+        _ => ConnectError::Fatal(text),
+    }
+}
+
 /// Makes one call on a channel of its own.
 async fn ask<A: Xdr, T: Xdr>(
+    connector: &dyn Connector,
+    target: (u32, u32, u32),
+    caller: &Caller,
+    arguments: &A,
+) -> Result<T, ConnectError> {
+    let answer = try_ask(connector, target, caller, arguments).await?;
+    answer.map_err(|error| failed(connector, error))
+}
+
+/// The same; what the server refuses is told apart.
+async fn try_ask<A: Xdr, T: Xdr>(
     connector: &dyn Connector,
     (program, version, procedure): (u32, u32, u32),
     caller: &Caller,
     arguments: &A,
-) -> Result<T, ConnectError> {
+) -> Result<Result<T, CallError>, ConnectError> {
     let name = connector.describe();
     let channel = connector.connect(0).await?;
     let options = ClientOptions { stripes: 1, calls_per_stripe: 1, ..ClientOptions::default() };
@@ -106,11 +142,7 @@ async fn ask<A: Xdr, T: Xdr>(
         class: CallClass::Slow,
     };
     match tokio::time::timeout(ANSWER_TIMEOUT, client.call(request)).await {
-        Ok(Ok(reply)) => Ok(reply.results),
-        Ok(Err(error @ CallError::Unreachable(_))) => {
-            Err(ConnectError::Transient(format!("{name}: {error}")))
-        }
-        Ok(Err(error)) => Err(ConnectError::Fatal(format!("{name}: {error}"))),
+        Ok(answer) => Ok(answer.map(|reply| reply.results)),
         Err(_) => {
             let why = client.counters().last_error().unwrap_or("it says nothing".into());
             Err(ConnectError::Transient(format!("{name}: no answer: {why}")))

@@ -4,8 +4,10 @@
 //! server that does not have it answers PROG_UNAVAIL, and the client does without.
 
 mod fetch;
+mod hops;
 
 pub use fetch::{FetchArgs, FetchBuilder, FetchLie, FetchPacker, FetchReply, PackedFetch};
+pub use hops::{HOP_ID_BYTES, HOPS_MAX, Hop, Hops};
 
 use crate::nfs3::Reply;
 use crate::xdr::{Decoder, Encoder, Xdr, XdrError, XdrResult, xdr_struct};
@@ -30,6 +32,9 @@ pub const RENAME_NOREPLACE: u32 = 3;
 pub const END: u32 = 4;
 /// [`crate::Vfs::fetch`]: [`FetchArgs`] to [`FetchReply`].
 pub const FETCH: u32 = 5;
+/// Which proxies are on the way from the callee to the files: no arguments, to
+/// [`crate::nfs3::Reply`] of [`Hops`].
+pub const HOPS: u32 = 6;
 
 xdr_struct! {
     /// The arguments of SEEK.

@@ -189,7 +189,8 @@ impl DiskCache {
         runtime: Handle,
         options: DiskOptions,
     ) -> Result<Self, OpenError> {
-        let DiskOptions { dir, geometry, shared, left, small_max_bytes, settings } = options;
+        let DiskOptions { dir, geometry, shared, left, small_max_bytes, settings, defer_names } =
+            options;
         let own = Caller {
             uid: nix::unistd::geteuid().as_raw(),
             gid: nix::unistd::getegid().as_raw(),
@@ -309,7 +310,7 @@ impl DiskCache {
             counters: Arc::default(),
         });
         // The server's times are compared with what we have set.
-        names.begin(core.this.clone(), queue, info.time_delta_ns == 1);
+        names.begin(core.this.clone(), queue, defer_names && info.time_delta_ns == 1);
         if hole && let Err(error) = core.copy_names().and_then(|()| core.journal.sync()) {
             return Err(io_error(&core.journal_dir)(error));
         }

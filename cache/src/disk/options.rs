@@ -223,6 +223,10 @@ pub struct DiskOptions {
     pub small_max_bytes: u64,
     /// What may change.
     pub settings: Settings,
+    /// Changes of names may be acknowledged here, where the settings let them. Files that are made
+    /// then have handles of ours, which a cache that is deleted forgets: not for the clients of a
+    /// standing proxy, who keep them.
+    pub defer_names: bool,
 }
 
 #[cfg(test)]

@@ -313,6 +313,7 @@ fn start(
         let options_below = BufferOptions::default();
         let buffer = BufferLayer::new(names.clone(), handle.clone(), options_below).await;
         let options = DiskOptions {
+            defer_names: true,
             dir: cache.into(),
             geometry,
             shared: false,

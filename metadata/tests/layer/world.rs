@@ -341,6 +341,7 @@ fn layers(
             // What the session before holds goes when its last task has ended.
             for _ in 0..1000 {
                 let options = DiskOptions {
+                    defer_names: true,
                     dir: dir.clone(),
                     geometry: Geometry { size_bytes: 256 << 20, banks: 16, ..Geometry::default() },
                     shared: false,

@@ -7,10 +7,11 @@ use bytes::Bytes;
 use gridvfs_vfs::nfs3::{self, PlainPage, Reply, mount};
 use gridvfs_vfs::rpc::{CallHeader, Refusal};
 use gridvfs_vfs::xdr::{Decoder, Xdr, XdrError};
-use gridvfs_vfs::{Caller, DirPage, Error, Status, Vfs, ext};
+use gridvfs_vfs::{Caller, DirPage, Error, Stability, Status, Vfs, ext};
 
 use super::fetch::{self, Fetches};
 use super::{Record, ServerOptions, refusal_record, results, sealed};
+use crate::gate::{Export, Guest};
 
 /// Who calls without an AUTH_SYS credential, where that is let in at all.
 const NOBODY: u32 = 65534;
@@ -42,7 +43,9 @@ pub(super) fn is_idempotent(header: &CallHeader) -> bool {
                 | nfs3::FSINFO
                 | nfs3::PATHCONF
         ),
-        (ext::PROGRAM, procedure) => matches!(procedure, ext::SEEK | ext::FETCH),
+        (ext::PROGRAM, procedure) => {
+            matches!(procedure, ext::SEEK | ext::FETCH | ext::HOPS)
+        }
         _ => true,
     }
 }
@@ -62,28 +65,33 @@ pub(super) fn reply_bytes(header: &CallHeader, arguments: Bytes) -> usize {
     }
 }
 
+/// What a call is run with.
+pub(super) struct Context<'a> {
+    pub options: &'a ServerOptions,
+    pub fetches: &'a Arc<Fetches>,
+    pub guest: &'a Guest,
+}
+
 /// Runs a call and makes the record of its reply.
-pub(super) async fn run(
-    options: &ServerOptions,
-    fetches: &Arc<Fetches>,
-    header: &CallHeader,
-    arguments: Bytes,
-) -> Record {
+pub(super) async fn run(context: &Context<'_>, header: &CallHeader, arguments: Bytes) -> Record {
     let caller = match header.credential.auth_sys() {
         Some(credential) => credential.caller(),
         None => Caller { uid: NOBODY, gid: NOBODY, groups: Vec::new() },
     };
     let mut decoder = Decoder::new(arguments.clone());
-    let vfs = &*options.vfs;
-    let answer = match header.program {
-        mount::PROGRAM => return super::mount::run(options, header, &caller, arguments).await,
-        ext::PROGRAM if header.procedure == ext::END => end(options, header),
-        ext::PROGRAM if header.procedure == ext::FETCH => {
-            fetch(options, fetches, header, &caller, &mut decoder).await
+    let export = context.guest.export_of(&arguments);
+    let answer = match (header.program, header.procedure) {
+        (mount::PROGRAM, _) => {
+            return super::mount::run(context.guest, header, &caller, arguments).await;
         }
-        ext::PROGRAM => extension(vfs, header, &caller, &mut decoder).await,
-        _ if header.procedure == nfs3::READ => read(vfs, header, &caller, &mut decoder).await,
-        _ => procedure(vfs, header, &caller, &mut decoder).await,
+        (ext::PROGRAM, ext::END) => end(context.options, header),
+        (ext::PROGRAM, ext::HOPS) => reply::<_, ()>(header, Ok(context.options.hops.told())),
+        (ext::PROGRAM, procedure) if procedure > ext::HOPS => Ok(None),
+        (_, procedure) if header.program == nfs3::PROGRAM && procedure > nfs3::COMMIT => Ok(None),
+        _ => match export {
+            Some(export) => run_on(context, export, header, &caller, &mut decoder).await,
+            None => no_export(header, &mut decoder),
+        },
     };
     match answer {
         Ok(Some(record)) => record,
@@ -92,6 +100,53 @@ pub(super) async fn run(
             log::debug!("arguments of {}: {error}", nfs3::procedure_name(header.procedure));
             refusal_record(header.xid, Refusal::GarbageArguments)
         }
+    }
+}
+
+async fn run_on(
+    context: &Context<'_>,
+    export: &Export,
+    header: &CallHeader,
+    caller: &Caller,
+    decoder: &mut Decoder,
+) -> Answer {
+    let vfs = &*export.vfs;
+    match (header.program, header.procedure) {
+        (ext::PROGRAM, ext::FETCH) => fetch(export, context.fetches, header, caller, decoder).await,
+        (ext::PROGRAM, _) => extension(vfs, header, caller, decoder).await,
+        (_, nfs3::READ) => read(vfs, header, caller, decoder).await,
+        _ => procedure(vfs, header, caller, decoder).await,
+    }
+}
+
+/// Answers a call about a handle that none of the guest's exports gave out.
+fn no_export(header: &CallHeader, decoder: &mut Decoder) -> Answer {
+    let _: gridvfs_vfs::FileHandle = Xdr::decode(decoder)?;
+    let error = Err(Status::BADHANDLE.into());
+    // What follows the status where there are no attributes to tell: nothing, or as many words of 0
+    // as the procedure has optional parts.
+    match (header.program, header.procedure) {
+        (ext::PROGRAM, ext::ALLOCATE) => reply::<(), gridvfs_vfs::Wcc>(header, error),
+        (ext::PROGRAM, ext::RENAME_NOREPLACE) | (nfs3::PROGRAM, nfs3::RENAME) => {
+            reply::<(), (gridvfs_vfs::Wcc, gridvfs_vfs::Wcc)>(header, error)
+        }
+        (ext::PROGRAM, _) | (_, nfs3::GETATTR) => reply::<(), ()>(header, error),
+        (
+            _,
+            nfs3::LOOKUP
+            | nfs3::ACCESS
+            | nfs3::READLINK
+            | nfs3::READ
+            | nfs3::READDIR
+            | nfs3::READDIRPLUS
+            | nfs3::FSSTAT
+            | nfs3::FSINFO
+            | nfs3::PATHCONF,
+        ) => reply::<(), Option<gridvfs_vfs::Attr>>(header, error),
+        (_, nfs3::LINK) => {
+            reply::<(), (Option<gridvfs_vfs::Attr>, gridvfs_vfs::Wcc)>(header, error)
+        }
+        _ => reply::<(), gridvfs_vfs::Wcc>(header, error),
     }
 }
 
@@ -136,14 +191,14 @@ async fn read(
 }
 
 async fn fetch(
-    options: &ServerOptions,
+    export: &Export,
     fetches: &Arc<Fetches>,
     header: &CallHeader,
     caller: &Caller,
     decoder: &mut Decoder,
 ) -> Answer {
     let arguments = Xdr::decode(decoder)?;
-    match fetches.run(&options.vfs, options.blocking, caller, arguments).await {
+    match fetches.run(&export.vfs, export.blocking, caller, arguments).await {
         Ok(packed) => {
             let mut encoder = results(header.xid);
             encoder.u32(0);
@@ -186,6 +241,15 @@ async fn procedure(
         nfs3::WRITE => {
             let nfs3::WriteArgs { head, data } = Xdr::decode(from)?;
             let written = vfs.write(caller, &head.file, head.offset, data, head.stable).await;
+            // What a cache that writes through holds is on its way at once, and its upstream has it
+            // when this is answered: who closes a file without COMMIT relies on that. One that
+            // writes back waits for nothing here.
+            let written = match written {
+                Ok(written) if written.committed == Stability::Unstable => {
+                    vfs.flush(caller, &head.file).await.map(|()| written)
+                }
+                written => written,
+            };
             reply::<_, gridvfs_vfs::Wcc>(header, written)
         }
         nfs3::CREATE => {

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use super::{LINE_BYTES_MAX, SessionConfig, Started, handover, is_socket_name, socket_path};
 use crate::backend::{self, Backend};
 use crate::fdstream::FdStream;
+use crate::gate::{Export, Guest, OneGuest};
 use crate::key::SessionKey;
 use crate::server::{Server, ServerOptions};
 
@@ -107,12 +108,11 @@ fn begin(config: &SessionConfig, backend: Backend) -> std::io::Result<Begun> {
     let extensions = backend.extensions;
     let path = config.export.path.to_string_lossy().into_owned().into_bytes();
     let ended: Arc<AtomicBool> = Arc::default();
+    let export = Export { path, vfs: backend.vfs, blocking: backend.blocking, seal: None };
+    let guest = Guest::new(&*name, Some(key.clone()), vec![export]);
     let options = ServerOptions {
-        vfs: backend.vfs,
-        blocking: backend.blocking,
-        key: Some(key.clone()),
-        export_path: path,
         ended: Some(ended.clone()),
+        ..ServerOptions::new(Arc::new(OneGuest::new(guest)))
     };
     let server = Server::new(options);
     // The first channel is on its way: the session is not idle.

@@ -192,7 +192,7 @@ pub fn source_checks(source: &Source) -> Vec<Check> {
                 }
             }];
         }
-        Source::Unix(path) => {
+        Source::Unix { socket: path, .. } => {
             return vec![match std::os::unix::net::UnixStream::connect(path) {
                 Ok(_) => Check::ok(name, format!("{} answers", path.display())),
                 Err(error) => {
@@ -202,7 +202,7 @@ pub fn source_checks(source: &Source) -> Vec<Check> {
             }];
         }
         Source::Nfs { address, port, .. } => (address, port.unwrap_or(gridvfs_vfs::nfs3::PORT)),
-        Source::Tcp { address, port } => (address, *port),
+        Source::Tcp { address, port, .. } => (address, *port),
         Source::Ssh { .. } => return Vec::new(),
     };
     let began = Instant::now();

@@ -1,6 +1,7 @@
 //! From a SOURCE to the stack of layers that serves it.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -10,23 +11,48 @@ use gridvfs_metadata::actions::{Actions, Remote};
 use gridvfs_metadata::content::ContentIndex;
 use gridvfs_metadata::profile::Profiles;
 use gridvfs_metadata::{MetaLayer, MetaOptions};
+use gridvfs_proxy::hops::HopBoard;
 use gridvfs_proxy::local_dir::{LocalDir, LocalDirOptions};
 use gridvfs_upstream::ssh::{RemoteExport, SshForwardConnector, SshHost, SshSettings};
 use gridvfs_upstream::{
     ClientOptions, Connector, KeyedConnector, MountTarget, NfsClient, TcpConnector, UnixConnector,
+    ask_hops,
 };
 use gridvfs_vfs::{Vfs, nfs3, rpc::portmap};
 use tokio::runtime::Handle;
 
-use super::Plan;
 use super::remote::SshFiles;
 use crate::cache_dir::{self, CacheDir};
 use crate::report::Hinted;
 use crate::source::Source;
-use crate::{daemon, directories};
+use crate::{daemon, directories, options};
 
 /// Files up to this size are fetched whole: half of what a READ carries at most elsewhere.
 const SMALL_BYTES_MAX: u64 = 64 << 10;
+
+/// What is to be reached, and how: for a mount, or for a standing proxy.
+pub struct Target {
+    /// The SOURCE argument.
+    pub text: String,
+    /// The same, taken apart.
+    pub source: Source,
+    /// The options.
+    pub settings: options::Settings,
+    /// Where a cache cannot be: the mount point.
+    pub mountpoint: Option<PathBuf>,
+    /// Names may be acknowledged here and made on the server later.
+    pub defer_names: bool,
+    /// A standing proxy's way to the files: the source must not be a part of it.
+    pub hops: Option<Arc<HopBoard>>,
+}
+
+impl Target {
+    /// Says whether there is to be a disk cache.
+    pub fn has_cache(&self) -> bool {
+        let local = matches!(self.source, Source::Local(_));
+        self.settings.cache.wanted.unwrap_or(!local)
+    }
+}
 
 /// The layers of a mount, from the kernel's side.
 pub struct Stack {
@@ -56,7 +82,7 @@ impl Stack {
     /// Puts the layers of a cached mount over the server. Returns also what stands for the server.
     async fn add_cache(
         mut self,
-        plan: &Plan,
+        target: &Target,
         mut dir: CacheDir,
         settings: Settings,
         below: Arc<dyn Vfs>,
@@ -66,11 +92,12 @@ impl Stack {
         self.buffer = Some(buffer.clone());
         let options = DiskOptions {
             dir: dir.path.clone(),
-            geometry: plan.settings.cache.geometry,
-            shared: plan.settings.cache.share,
+            geometry: target.settings.cache.geometry,
+            shared: target.settings.cache.share,
             left: dir.take_left(),
             small_max_bytes: SMALL_BYTES_MAX,
             settings,
+            defer_names: target.defer_names,
         };
         let opened = DiskCache::open(buffer, names.clone(), Handle::current(), options).await;
         let disk = Arc::new(opened.map_err(|error| cache_dir::open_error(&dir.path, error))?);
@@ -83,11 +110,11 @@ impl Stack {
     /// Puts the metadata layer on top of what is there. `source`: what is at the far end.
     fn add_metadata(
         mut self,
-        plan: &Plan,
+        target: &Target,
         source: Arc<dyn Vfs>,
         remote: Option<Arc<dyn Remote>>,
     ) -> Self {
-        let wanted = &plan.settings.metadata;
+        let wanted = &target.settings.metadata;
         if !wanted.enabled {
             return self;
         }
@@ -109,40 +136,40 @@ impl Stack {
 
 /// Connects. May ask the user for a password on the terminal. A timeout of the session is one of
 /// the mount attempt, too, except over ssh: nobody knows how long a password takes to type.
-pub async fn connect(plan: &Plan) -> Result<Stack> {
-    match (plan.settings.timeout, &plan.source) {
-        (Some(timeout), Source::Nfs { .. } | Source::Unix(_) | Source::Tcp { .. }) => {
-            tokio::time::timeout(timeout, connect_patiently(plan)).await.unwrap_or_else(|_| {
+pub async fn connect(target: &Target) -> Result<Stack> {
+    match (target.settings.timeout, &target.source) {
+        (Some(timeout), Source::Nfs { .. } | Source::Unix { .. } | Source::Tcp { .. }) => {
+            tokio::time::timeout(timeout, connect_patiently(target)).await.unwrap_or_else(|_| {
                 Err(Hinted::error(
-                    format!("{}: no answer within {} s", plan.source_text, timeout.as_secs_f64()),
+                    format!("{}: no answer within {} s", target.text, timeout.as_secs_f64()),
                     "is that the right server and port? -o timeout= says how long to wait",
                 ))
             })
         }
-        _ => connect_patiently(plan).await,
+        _ => connect_patiently(target).await,
     }
 }
 
-async fn connect_patiently(plan: &Plan) -> Result<Stack> {
-    let settings = &plan.settings;
+async fn connect_patiently(target: &Target) -> Result<Stack> {
+    let settings = &target.settings;
     // Before anybody is asked for a password.
-    let cache = match plan.has_cache() {
+    let cache = match target.has_cache() {
         true => {
             let wanted = settings.cache.settings()?;
             // The same relative path is another directory elsewhere.
-            let source = match &plan.source {
+            let source = match &target.source {
                 Source::Local(path) => std::fs::canonicalize(path)
                     .with_context(|| path.display().to_string())?
                     .to_string_lossy()
                     .into_owned(),
-                _ => plan.source_text.clone(),
+                _ => target.text.clone(),
             };
-            let dir = CacheDir::take(&settings.cache, &source, &plan.mountpoint)?;
+            let dir = CacheDir::take(&settings.cache, &source, target.mountpoint.as_deref())?;
             Some((dir, wanted))
         }
         false => None,
     };
-    if let Source::Local(path) = &plan.source {
+    if let Source::Local(path) = &target.source {
         let options = LocalDirOptions {
             state_dir: Some(directories::state()?),
             read_only: settings.read_only,
@@ -157,12 +184,12 @@ async fn connect_patiently(plan: &Plan) -> Result<Stack> {
             metadata: None,
         };
         let Some((dir, wanted)) = cache else {
-            return Ok(stack.add_metadata(plan, directory, None));
+            return Ok(stack.add_metadata(target, directory, None));
         };
-        let (stack, names) = stack.add_cache(plan, dir, wanted, directory).await?;
-        return Ok(stack.add_metadata(plan, names, None));
+        let (stack, names) = stack.add_cache(target, dir, wanted, directory).await?;
+        return Ok(stack.add_metadata(target, names, None));
     }
-    let host = match &plan.source {
+    let host = match &target.source {
         Source::Ssh { destination, .. } => Some(ssh_host(settings, destination)?),
         _ => None,
     };
@@ -172,13 +199,13 @@ async fn connect_patiently(plan: &Plan) -> Result<Stack> {
         credential: settings.credential,
         ..ClientOptions::default()
     };
-    let client = match (&plan.source, &host) {
+    let client = match (&target.source, &host) {
         (Source::Ssh { path, .. }, Some(host)) if settings.no_proxy => {
             let (address, port) = nfs_address(settings.nfs.as_deref().unwrap_or("localhost"))?;
             let connector = |port| -> Arc<dyn Connector> {
                 Arc::new(SshForwardConnector::new(host.clone(), &address, port))
             };
-            mount_export(plan, path, port, connector, options).await?
+            mount_export(target, path, port, connector, options).await?
         }
         (Source::Ssh { path, .. }, Some(host)) => {
             let export = RemoteExport {
@@ -195,15 +222,15 @@ async fn connect_patiently(plan: &Plan) -> Result<Stack> {
         (Source::Nfs { address, port, path }, _) => {
             let connector =
                 |port| -> Arc<dyn Connector> { Arc::new(TcpConnector::new(address.clone(), port)) };
-            mount_export(plan, path, port.unwrap_or(nfs3::PORT), connector, options).await?
+            mount_export(target, path, port.unwrap_or(nfs3::PORT), connector, options).await?
         }
-        (Source::Unix(path), _) => {
-            let connector = Arc::new(UnixConnector::new(path.clone()));
-            standing_proxy(plan, connector, options).await?
+        (Source::Unix { socket, path }, _) => {
+            let connector = Arc::new(UnixConnector::new(socket.clone()));
+            standing_proxy(target, connector, path, options).await?
         }
-        (Source::Tcp { address, port }, _) => {
+        (Source::Tcp { address, port, path }, _) => {
             let connector = Arc::new(TcpConnector::new(address.clone(), *port));
-            standing_proxy(plan, connector, options).await?
+            standing_proxy(target, connector, path, options).await?
         }
         (Source::Local(_), _) | (Source::Ssh { .. }, None) => bail!("not reached over a network"),
     };
@@ -215,19 +242,19 @@ async fn connect_patiently(plan: &Plan) -> Result<Stack> {
         cache: None,
         metadata: None,
     };
-    let remote = match (&plan.source, &stack.host) {
+    let remote = match (&target.source, &stack.host) {
         (Source::Ssh { path, .. }, Some(host)) if settings.no_proxy => {
             Some(Arc::new(SshFiles::new(host.clone(), path)) as Arc<dyn Remote>)
         }
         _ => None,
     };
     if let Some((dir, wanted)) = cache {
-        let (stack, names) = stack.add_cache(plan, dir, wanted, client).await?;
-        return Ok(stack.add_metadata(plan, names, remote));
+        let (stack, names) = stack.add_cache(target, dir, wanted, client).await?;
+        return Ok(stack.add_metadata(target, names, remote));
     }
     let buffer = new_buffer(client.clone()).await?;
     let stack = Stack { top: buffer.clone(), buffer: Some(buffer), ..stack };
-    Ok(stack.add_metadata(plan, client, remote))
+    Ok(stack.add_metadata(target, client, remote))
 }
 
 async fn new_buffer(below: Arc<dyn Vfs>) -> Result<Arc<BufferLayer>> {
@@ -261,7 +288,7 @@ fn nfs_address(text: &str) -> Result<(String, u16)> {
 }
 
 async fn mount_export(
-    plan: &Plan,
+    target: &Target,
     path: &str,
     port: u16,
     connector: impl Fn(u16) -> Arc<dyn Connector>,
@@ -274,11 +301,11 @@ async fn mount_export(
         ));
     }
     let caller = gridvfs_vfs::Caller {
-        uid: plan.settings.credential.map_or(nix::unistd::geteuid().as_raw(), |(uid, _)| uid),
-        gid: plan.settings.credential.map_or(nix::unistd::getegid().as_raw(), |(_, gid)| gid),
+        uid: target.settings.credential.map_or(nix::unistd::geteuid().as_raw(), |(uid, _)| uid),
+        gid: target.settings.credential.map_or(nix::unistd::getegid().as_raw(), |(_, gid)| gid),
         groups: Vec::new(),
     };
-    let mount_port = match plan.settings.mount_port {
+    let mount_port = match target.settings.mount_port {
         Some(port) => port,
         None => MountTarget::ask_portmapper(&*connector(portmap::PORT)).await.context(
             "cannot ask the portmapper for the MOUNT service's port (-o mountport=PORT gives it)",
@@ -289,22 +316,33 @@ async fn mount_export(
 }
 
 async fn standing_proxy(
-    plan: &Plan,
+    target: &Target,
     connector: Arc<dyn Connector>,
+    path: &str,
     options: ClientOptions,
 ) -> Result<Arc<NfsClient>> {
-    let key = match &plan.settings.key_file {
+    let key = match &target.settings.key_file {
         Some(path) => gridvfs_proxy::key::SessionKey::from_file(path)?.to_hex(),
         None => String::new(),
     };
     let caller = gridvfs_vfs::Caller { uid: 0, gid: 0, groups: Vec::new() };
     let connector = Arc::new(KeyedConnector::new(connector, key));
-    let mounted = MountTarget::mount(&*connector, &caller, "/").await;
+    if let Some(board) = &target.hops {
+        // What has no key is told so below.
+        if let Ok(hops) = ask_hops(&*connector, &caller).await {
+            board.check(&hops).context("a proxy must not be its own upstream")?;
+        }
+    }
+    let mounted = MountTarget::mount(&*connector, &caller, path).await;
     let root = mounted.map_err(|error| match error.to_string() {
         text if text.contains("credential refused") => Hinted::error(
             text,
-            "this proxy asks for a key: give the file that it was started with, --key-file FILE",
+            "this proxy asks for a key, and has not this one: give the file that gridvfs proxy key \
+             new made, --key-file FILE",
         ),
+        text if text.contains("no such export") => {
+            Hinted::error(text, "the proxy may have several: gridvfs://ADDR:PORT/NAME names one")
+        }
         _ => error.into(),
     })?;
     Ok(NfsClient::connect_with_root(connector, root, options).await?)

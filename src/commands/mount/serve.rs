@@ -43,9 +43,10 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
         .worker_threads(NETWORK_THREADS)
         .enable_all()
         .build()?;
+    let target = plan.target();
     let stack = runtime.block_on(async {
         tokio::select! {
-            stack = connect(plan) => stack,
+            stack = connect(&target) => stack,
             _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
         }
     })?;

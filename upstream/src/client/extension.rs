@@ -53,6 +53,15 @@ impl NfsClient {
         let _ = told.await;
     }
 
+    /// Asks which standing proxies are on the way to the files. None are known of where the far
+    /// side does not have the call.
+    pub async fn hops(&self, caller: &Caller) -> Result<ext::Hops> {
+        match self.extended(caller, ext::HOPS, &()).await? {
+            Some(answer) => answer.into_result(),
+            None => Ok(ext::Hops::default()),
+        }
+    }
+
     pub(super) async fn seek_extended(
         &self,
         caller: &Caller,
