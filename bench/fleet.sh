@@ -43,29 +43,30 @@ done
 bench='fleet'
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-needs ip jq python3
+needs ip nsenter jq python3
 link_up "$rtt" "$rate" "$folder"
-near_netns=$(jq -r .a.netns "$work/link.json")
-near_netns=${near_netns##*/}
 proxy_pid=""
 
 # --- The neighbourhood -------------------------------------------------------------------
 
 compute() { printf 'gvfleet-%s-%s' "$$" "$1"; } # NUMBER: its namespace
 fleet_down() {
-    local number
+    local status=$? number
     if [[ -n $proxy_pid ]]; then kill -9 "$proxy_pid" 2>/dev/null || true; fi
     for ((number = 1; number <= sessions; number++)); do
         ip netns del "$(compute "$number")" 2>/dev/null || true
     done
+    # It ends with the status that it finds.
+    set +e
+    (exit "$status")
     link_down
 }
 trap fleet_down EXIT
 for ((number = 1; number <= sessions; number++)); do
     ip netns add "$(compute "$number")"
-    ip link add "gvf$number" netns "$near_netns" type veth peer name lan netns "$(compute "$number")"
-    ip -n "$near_netns" addr add "10.99.$number.1/30" dev "gvf$number"
-    ip -n "$near_netns" link set "gvf$number" up
+    "${near[@]}" ip link add "gvf$number" type veth peer name lan netns "$(compute "$number")"
+    "${near[@]}" ip addr add "10.99.$number.1/30" dev "gvf$number"
+    "${near[@]}" ip link set "gvf$number" up
     ip -n "$(compute "$number")" addr add "10.99.$number.2/30" dev lan
     ip -n "$(compute "$number")" link set lan up
     ip -n "$(compute "$number")" link set lo up
@@ -145,7 +146,8 @@ proxy_stop() {
     wait "$proxy_pid" || die "the proxy: $(tail -n 3 "$work/proxy.log")"
     proxy_pid=""
 }
-in_compute() { ip netns exec "$(compute "$1")" "${@:2}"; } # NUMBER COMMAND...
+# `ip netns exec` would have mounts in a namespace of their own, too.
+in_compute() { nsenter --net="/run/netns/$(compute "$1")" "${@:2}"; } # NUMBER COMMAND...
 session_start() { # NUMBER
     local own=$work/session$1
     mkdir -p "$own/mnt"
@@ -170,7 +172,7 @@ clone() { # NUMBER
         return
     fi
     for file in memory state vmlinuz initrd.img; do
-        if [[ -e $mnt/$file ]]; then dd if="$mnt/$file" of=/dev/null bs=1M status=none; fi
+        if [[ $file == memory || -e $mnt/$file ]]; then dd if="$mnt/$file" of=/dev/null bs=1M status=none; fi
     done
 }
 carried() { "$wan" status "$link" --json | jq .b_to_a.bytes; }
