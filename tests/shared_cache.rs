@@ -5,6 +5,7 @@ mod common;
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use common::{Rig, Way, gridvfs, installed, run, shell, skipped};
 
@@ -50,6 +51,11 @@ fn sessions_share_the_golden_cache_and_have_a_redo_log_each() {
             number + 1,
         );
         shell(&rig.folder, &script);
+        if number == 0 {
+            // What one session knows of a file the others hear of when it is written down: a second
+            // later at most, and then as soon as the disk has time.
+            std::thread::sleep(Duration::from_secs(4));
+        }
     }
     let received: Vec<u64> = points
         .iter()
