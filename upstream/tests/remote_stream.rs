@@ -1,8 +1,8 @@
 //! Files streamed over an `ssh` that runs its command here, and over some that fail.
 
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,8 +20,12 @@ struct Rig {
 fn rig(script: &str) -> Rig {
     let folder = tempfile::tempdir().expect("folder");
     let ssh = folder.path().join("fake-ssh");
-    std::fs::write(&ssh, format!("#!/bin/sh\nfor c; do :; done\n{script}\n")).expect("written");
-    std::fs::set_permissions(&ssh, PermissionsExt::from_mode(0o755)).expect("mode");
+    // By another process: a program that this one has open for writing, if only in a child that
+    // another test has just forked, cannot be run.
+    let text = format!("#!/bin/sh\nfor c; do :; done\n{script}\n");
+    let write = "printf %s \"$1\" >\"$0\" && chmod 755 \"$0\"";
+    let written = Command::new("sh").args(["-c", write]).arg(&ssh).arg(text).status();
+    assert!(written.expect("sh").success());
     let host = SshHost::new(SshSettings {
         command: vec![ssh.to_string_lossy().into_owned()],
         destination: "host".into(),
