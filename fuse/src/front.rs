@@ -4,21 +4,22 @@
 //! there, with no hand-off. What waits for the server goes on in the network runtime, and the
 //! thread takes the next request.
 
+mod kernel;
+mod run;
+
 use std::ffi::OsStr;
-use std::future::Future;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileHandle as Fh, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    INodeNo, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use gridvfs_vfs::{Caller, Error, FileKind, Result, SeekWhence, SetAttr, Status};
 
@@ -29,7 +30,7 @@ use crate::entries::{absent, add_entry, visible};
 use crate::hand;
 use crate::inodes::Inode;
 use crate::locality;
-use crate::passthrough::{self, Way};
+use crate::passthrough::Way;
 use crate::pending::Pending;
 use crate::replies::{attr_reply, data_reply, empty_reply, errno, open_flags, set_time};
 
@@ -54,69 +55,6 @@ impl Front {
         self.callers.of(request.uid(), request.gid(), request.pid())
     }
 
-    /// Runs a call; `finish` replies, here or on the network runtime.
-    fn run<T: Send + 'static>(
-        &self,
-        request: &Request,
-        operation: Operation,
-        call: impl Future<Output = Result<T>> + Send + 'static,
-        finish: impl FnOnce(Result<T>) + Send + 'static,
-    ) {
-        self.counters.count(operation);
-        if !matches!(operation, Operation::Read | Operation::Write) {
-            locality::arrived(request.pid(), 0);
-        }
-        let began = Instant::now();
-        let _runtime = self.core.runtime.enter();
-        let mut call = Box::pin(call);
-        if let Poll::Ready(result) = call.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            finish(result);
-            return self.counters.took(operation, began);
-        }
-        let entry = self.pending.add(request.pid());
-        let counters = self.counters.clone();
-        self.core.runtime.spawn(async move {
-            let result = tokio::select! {
-                biased;
-                result = call => result,
-                () = entry.cancelled() => Err(Error::Interrupted),
-            };
-            drop(entry);
-            finish(result);
-            counters.took(operation, began);
-        });
-    }
-
-    /// The same for calls that must be carried out though nobody waits any more.
-    fn run_to_the_end<T: Send + 'static>(
-        &self,
-        request: &Request,
-        operation: Operation,
-        call: impl Future<Output = Result<T>> + Send + 'static,
-        finish: impl FnOnce(Result<T>) + Send + 'static,
-    ) {
-        let (core, runtime) = (self.core.clone(), self.core.runtime.clone());
-        core.note_change();
-        let mut call = Box::pin(async move {
-            let result = call.await;
-            core.note_change();
-            result
-        });
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        let whole = async move {
-            // At hand already: no task needed.
-            let first = std::future::poll_fn(|context| Poll::Ready(call.as_mut().poll(context)));
-            if let Poll::Ready(result) = first.await {
-                return result;
-            }
-            runtime.spawn(async move {
-                let _ = sender.send(call.await);
-            });
-            receiver.await.unwrap_or(Err(Error::Interrupted))
-        };
-        self.run(request, operation, whole, finish);
-    }
-
     fn entry_reply(&self, reply: ReplyEntry) -> impl FnOnce(Result<Found>) + Send + 'static {
         self.entry_reply_or_absence(reply, Duration::ZERO)
     }
@@ -124,51 +62,7 @@ impl Front {
 
 impl Filesystem for Front {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        // Not asked for, on purpose: POSIX_LOCKS and FLOCK_LOCKS (the kernel keeps locks itself),
-        // AUTO_INVAL_DATA (it would drop pages for our own writes).
-        let options = &self.core.options;
-        for wanted in [
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
-            InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            // The server clears set-id bits as it writes for the caller; the kernel would do it by
-            // a SETATTR that the caller may not make. A kernel that gathers writes hands those over
-            // at once that clear them.
-            if options.writeback_cache {
-                InitFlags::FUSE_HANDLE_KILLPRIV_V2
-            } else {
-                InitFlags::FUSE_HANDLE_KILLPRIV
-            },
-        ] {
-            if config.add_capabilities(wanted).is_err() {
-                log::debug!("the kernel lacks {wanted:?}");
-            }
-        }
-        if options.writeback_cache {
-            match config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE) {
-                Ok(()) => self.core.writes_back.store(true, Ordering::Relaxed),
-                Err(_) => log::debug!("the kernel has no write-back cache"),
-            }
-            let unopened = options.listing_cache
-                && options.default_permissions
-                && self.core.writes_back.load(Ordering::Relaxed)
-                && config.add_capabilities(InitFlags::FUSE_NO_OPENDIR_SUPPORT).is_ok();
-            self.core.unopened_directories.store(unopened, Ordering::Relaxed);
-        } else if options.passthrough
-            && passthrough::is_permitted()
-            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
-        {
-            // Of 1: local files lie on a plain file system, and ours may be the lower one of an
-            // overlay. The kernel does not grant this beside the write-back cache.
-            let granted = config.set_max_stack_depth(1).is_ok();
-            self.core.passthrough.store(granted, Ordering::Relaxed);
-        }
-        let _ = config.set_max_write(options.write_bytes_max);
-        let _ = config.set_max_background(options.background_max);
-        let _ = config.set_congestion_threshold(options.background_max);
+        kernel::ask(&self.core, config);
         Ok(())
     }
 

@@ -325,10 +325,8 @@ impl CachedFile {
             let next = (at + BLOCK_BYTES).min(length);
             if data[at..next].iter().all(|byte| *byte == 0) && self.is_absent(offset + at as u64) {
                 self.put_run(offset + from as u64, &data[from..at])?;
-                let zeros = offset + at as u64;
-                self.make_hole(zeros, offset + next as u64)?;
-                let number = zeros / BLOCK;
-                self.sums()[number as usize].store(self.sum_of(number, &ZEROS), Release);
+                let number = (offset + at as u64) / BLOCK;
+                self.set_zero(number, number + 1)?;
                 from = next;
             }
             at = next;
@@ -340,21 +338,25 @@ impl CachedFile {
     pub fn put_zeros(&self, offset: u64, end: u64) {
         let _guard = self.writing.lock();
         let (mut number, last) = (offset.div_ceil(BLOCK), end.min(self.size).div_ceil(BLOCK));
-        let is_absent = |number: &u64| self.sums()[*number as usize].load(Acquire) == 0;
-        while let Some(from) = (number..last).find(is_absent) {
-            let to = (from..last).find(|number| !is_absent(number)).unwrap_or(last);
-            if self.make_hole(from * BLOCK, (to * BLOCK).min(self.size)).is_ok() {
-                for number in from..to {
-                    let sum = self.sum_of(number, &ZEROS);
-                    self.sums()[number as usize].store(sum, Release);
-                }
-            }
+        while let Some(from) = (number..last).find(|number| self.is_absent(number * BLOCK)) {
+            let to = (from..last).find(|number| !self.is_absent(number * BLOCK)).unwrap_or(last);
+            // What cannot be made zero is not there.
+            let _ = self.set_zero(from, to);
             number = to;
         }
     }
 
     fn is_absent(&self, offset: u64) -> bool {
         self.sums()[(offset / BLOCK) as usize].load(Acquire) == 0
+    }
+
+    /// Makes the blocks `first..last`, which are not there, zero ones.
+    fn set_zero(&self, first: u64, last: u64) -> io::Result<()> {
+        self.make_hole(first * BLOCK, (last * BLOCK).min(self.size))?;
+        for number in first..last {
+            self.sums()[number as usize].store(self.sum_of(number, &ZEROS), Release);
+        }
+        Ok(())
     }
 
     /// Leaves zeros where nothing was ever written, or where blocks were dropped: then their room is
