@@ -10,10 +10,10 @@ fn git_clones_and_a_project_builds() {
     if !std::path::Path::new(project).join(".git").exists() {
         return skipped("git_clones_and_a_project_builds", "not a git checkout");
     }
-    for case in policies::ROTATED {
+    policies::each(&policies::ROTATED, |case| {
         let way = case.way;
         let test = "git_clones_and_a_project_builds";
-        let Some(mut rig) = Rig::mounted_under(test, case) else { continue };
+        let Some(mut rig) = Rig::mounted_under(test, case) else { return };
         // This very project: cloned, checked, and a few of its crates compiled, all in the mount.
         rig.shell(&format!(
             "git -c safe.directory='*' clone -q --no-local 'file://{project}' project
@@ -35,14 +35,14 @@ fn git_clones_and_a_project_builds() {
         rig.umount();
         let check = "cd project && git -c safe.directory='*' fsck --no-dangling --no-progress";
         common::shell(&rig.export, check);
-    }
+    });
 }
 
 #[test]
 fn tar_round_trip() {
-    for case in policies::ALL {
+    policies::each(&policies::ALL, |case| {
         let way = case.way;
-        let Some(mut rig) = Rig::mounted_under("tar_round_trip", case) else { continue };
+        let Some(mut rig) = Rig::mounted_under("tar_round_trip", case) else { return };
         // NFS-Ganesha's VFS says that it has set a link's times, and has not.
         let but = if way.needs_ganesha() { "--exclude=link" } else { "" };
         rig.shell(&format!(
@@ -64,7 +64,7 @@ fn tar_round_trip() {
             &rig.export,
             "tar -df one.tar && cmp one.tar two.tar && chmod 700 in/d4 out/in/d4",
         );
-    }
+    });
 }
 
 #[test]
@@ -72,9 +72,9 @@ fn sqlite_with_wal_from_two_processes() {
     if !installed("sqlite3") {
         return skipped("sqlite_with_wal_from_two_processes", "needs sqlite3");
     }
-    for case in policies::ALL {
+    policies::each(&policies::ALL, |case| {
         let test = "sqlite_with_wal_from_two_processes";
-        let Some(mut rig) = Rig::mounted_under(test, case) else { continue };
+        let Some(mut rig) = Rig::mounted_under(test, case) else { return };
         let count = rig.shell(
             "sqlite3 db 'pragma journal_mode=wal; create table t(a integer primary key, b)' > /dev/null
              for p in 1 2; do
@@ -91,7 +91,7 @@ fn sqlite_with_wal_from_two_processes() {
             "sqlite3 db 'pragma integrity_check; select count(*) from t'",
         );
         assert_eq!(count, "ok\n80\n", "{case:?}");
-    }
+    });
 }
 
 #[test]
@@ -99,8 +99,8 @@ fn locks_hold_within_the_mount() {
     if !installed("python3") {
         return skipped("locks_hold_within_the_mount", "needs python3");
     }
-    for case in policies::ALL {
-        let Some(rig) = Rig::mounted_under("locks_hold_within_the_mount", case) else { continue };
+    policies::each(&policies::ALL, |case| {
+        let Some(rig) = Rig::mounted_under("locks_hold_within_the_mount", case) else { return };
         rig.shell(
             "touch f
              flock f -c 'flock -n f true' && exit 1
@@ -123,14 +123,14 @@ if os.fork() == 0:
 assert os.wait()[1] == 0
 P",
         );
-    }
+    });
 }
 
 #[test]
 fn ordinary_users_can_do_all_of_it() {
-    for case in policies::ROTATED {
+    policies::each(&policies::ROTATED, |case| {
         let test = "ordinary_users_can_do_all_of_it";
-        let Some(mut rig) = Rig::mounted_as_user(test, case) else { continue };
+        let Some(mut rig) = Rig::mounted_as_user(test, case) else { return };
         let types = rig.shell("findmnt -n -o FSTYPE,SOURCE --target .");
         assert!(types.starts_with("fuse.gridvfs"), "{types}");
         assert!(types.contains(&rig.source()), "{types}");
@@ -144,5 +144,5 @@ fn ordinary_users_can_do_all_of_it() {
         let owner = common::shell(&rig.export, "stat -c %U p/big");
         let me = common::run(rig.command("id").arg("-un")).stdout;
         assert_eq!(owner.as_bytes(), me, "{case:?}");
-    }
+    });
 }

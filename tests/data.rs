@@ -303,8 +303,8 @@ fn fio_verifies_what_it_wrote() {
     if !installed("fio") {
         return skipped("fio_verifies_what_it_wrote", "needs fio");
     }
-    for case in policies::ALL {
-        let Some(rig) = Rig::mounted_under("fio_verifies_what_it_wrote", case) else { continue };
+    policies::each(&policies::ALL, |case| {
+        let Some(rig) = Rig::mounted_under("fio_verifies_what_it_wrote", case) else { return };
         for (engine, direct) in [("psync", 0), ("libaio", 1), ("mmap", 0)] {
             shell(
                 &rig.mountpoint,
@@ -317,13 +317,13 @@ fn fio_verifies_what_it_wrote() {
                 ),
             );
         }
-    }
+    });
 }
 
 #[test]
 fn sparse_files_beyond_4_gib() {
-    for case in policies::ALL {
-        let Some(mut rig) = Rig::mounted_under("sparse_files_beyond_4_gib", case) else { continue };
+    policies::each(&policies::ALL, |case| {
+        let Some(mut rig) = Rig::mounted_under("sparse_files_beyond_4_gib", case) else { return };
         let path = rig.mountpoint.join("sparse");
         let file = open(&path);
         for offset in [0, (4 << 30) - 2, (5 << 30) + 1, 40 << 30] {
@@ -342,14 +342,14 @@ fn sparse_files_beyond_4_gib() {
         rig.umount();
         let size = std::fs::metadata(rig.export.join("sparse")).expect("stat").len();
         assert_eq!(size, (40 << 30) + 4);
-    }
+    });
 }
 
 #[test]
 fn holes_are_found() {
-    for case in policies::ALL {
+    policies::each(&policies::ALL, |case| {
         let way = case.way;
-        let Some(rig) = Rig::mounted_under("holes_are_found", case) else { continue };
+        let Some(rig) = Rig::mounted_under("holes_are_found", case) else { return };
         let file = open(&rig.mountpoint.join("holes"));
         file.set_len(8 << 20).expect("truncate");
         file.write_all_at(&[1; 65536], 4 << 20).expect("write");
@@ -369,16 +369,16 @@ fn holes_are_found() {
         }
         assert_eq!(seek(8 << 20, libc::SEEK_DATA), Err(Some(libc::ENXIO)), "{case:?}");
         assert_eq!(seek(8 << 20, libc::SEEK_HOLE), Err(Some(libc::ENXIO)), "{case:?}");
-    }
+    });
 }
 
 /// Reads of all sizes, through read(2) and a mapping, twice (the second time from the cache), of what
 /// is on the server and changes for nobody.
 #[test]
 fn what_is_there_is_read() {
-    for case in policies::READING {
+    policies::each(&policies::READING, |case| {
         let test = "what_is_there_is_read";
-        let Some(mut rig) = Rig::new(test, case.way) else { continue };
+        let Some(mut rig) = Rig::new(test, case.way) else { return };
         let mut random = Random(0x5eed_0020);
         let mut model: Vec<u8> = (0..SIZE_MAX).map(|at| ((at * at) >> 11) as u8).collect();
         model[1 << 20..2 << 20].fill(0);
@@ -409,7 +409,7 @@ fn what_is_there_is_read() {
             rig.umount();
         }
         assert!(std::fs::read(rig.export.join("file")).expect("there") == model, "{case:?}");
-    }
+    });
 }
 
 #[test]
@@ -417,9 +417,9 @@ fn qemu_img_finds_the_same_on_both_sides() {
     if !installed("qemu-img") {
         return skipped("qemu_img_finds_the_same_on_both_sides", "needs qemu-img");
     }
-    for case in policies::ALL {
+    policies::each(&policies::ALL, |case| {
         let test = "qemu_img_finds_the_same_on_both_sides";
-        let Some(mut rig) = Rig::mounted_under(test, case) else { continue };
+        let Some(mut rig) = Rig::mounted_under(test, case) else { return };
         shell(
             &rig.mountpoint,
             "qemu-img create -q -f raw disk.raw 64M
@@ -443,5 +443,5 @@ fn qemu_img_finds_the_same_on_both_sides() {
         run(std::process::Command::new("qemu-io")
             .args(["-f", "qcow2", "-c", "read -P 9 5M 2M", "copy-none.qcow2"])
             .current_dir(&rig.export));
-    }
+    });
 }

@@ -72,9 +72,9 @@ fn boots_and_writes(case: Case, cache: &str, as_user: bool) {
 
 #[test]
 fn a_guest_boots_and_writes_its_disk_writeback() {
-    for case in policies::ROTATED {
+    policies::each(&policies::ROTATED, |case| {
         boots_and_writes(case, "writeback", false);
-    }
+    });
 }
 
 #[test]

@@ -4,6 +4,8 @@
 //! under every policy on one way each ([`ALL`]); what takes long runs on every way once, each under
 //! another policy ([`ROTATED`]).
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::Way;
 
 /// The settings of a mount's disk cache.
@@ -88,6 +90,20 @@ impl Case {
 
 const fn case(way: Way, policy: Policy) -> Case {
     Case { way, policy }
+}
+
+/// Runs a check in every case, two at once: each waits for much of its time.
+pub fn each(cases: &[Case], check: impl Fn(Case) + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    check(*case);
+                }
+            });
+        }
+    });
 }
 
 /// Every way by default, and every policy that writes on one way.

@@ -180,7 +180,7 @@ def check_rename():
 
 def check_directories():
     os.mkdir("d")
-    names = {"n%04d" % number for number in range(3000)}
+    names = {"n%04d" % number for number in range(1500)}
     for name in names:
         put("d/" + name)
     listed = os.listdir("d")
