@@ -59,6 +59,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/lib.sh"
 # shellcheck source-path=SCRIPTDIR source=rows.sh
 . "$here/rows.sh"
+# shellcheck source-path=SCRIPTDIR source=document.sh
+. "$here/document.sh"
 # shellcheck source-path=SCRIPTDIR source=cache/hit.sh
 . "$here/cache/hit.sh"
 # shellcheck source-path=SCRIPTDIR source=cache/transfer.sh

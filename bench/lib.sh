@@ -57,12 +57,23 @@ link_up() {
 link_down() {
     local status=$?
     trap '' INT TERM HUP
-    [[ -z ${row_pid-} ]] || kill "$row_pid" 2>/dev/null || true
+    [[ -z ${row_pid-} ]] || end_row
     clear_mounts
     "$support/sshd.sh" stop "$work/ssh" 2>/dev/null || true
     "$wan" down "$link" >/dev/null 2>&1 || true
     rm -rf --one-file-system "$work" "$disk"
     exit "$status"
+}
+
+# Ends what runs in `row_pid`'s process group, or that process if it leads none.
+end_row() {
+    local tries
+    kill -- "-$row_pid" 2>/dev/null || kill "$row_pid" 2>/dev/null || true
+    for ((tries = 0; tries < 40; tries++)); do
+        kill -0 -- "-$row_pid" 2>/dev/null || return 0
+        sleep 0.05
+    done
+    kill -9 -- "-$row_pid" 2>/dev/null || true
 }
 
 # Unmounts what is mounted below `work`, and ends what was noted by `started`.

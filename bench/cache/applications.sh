@@ -36,50 +36,13 @@ application() {
 }
 
 row_latex() {
-    local figure=""
     row latex "a LaTeX document of 190 pages with 30 figures, a chapter changed, again" s "local disk" "<=1.05"
     if ! command -v pdflatex >/dev/null; then
         skip latex "pdflatex is not installed (make deps-bench)"
         return
     fi
-    local folder=$work/far/latex
-    mkdir -p "$folder"
-    for ((figure = 1; figure <= 30; figure++)); do
-        awk -v seed="$figure" 'BEGIN {
-            srand(seed)
-            print "\\documentclass{article}\\pagestyle{empty}\\begin{document}\\begin{picture}(300,300)"
-            for (i = 0; i < 400; i++)
-                printf "\\put(%d,%d){\\line(%d,%d){%d}}\n", rand() * 250, rand() * 250, 1 + rand() * 4, (i % 2 ? 1 : -1), 5 + rand() * 40
-            print "\\end{picture}\\end{document}"
-        }' >"$folder/figure$figure.tex"
-        (cd "$folder" && pdflatex -interaction=batchmode "figure$figure.tex" >"$work/words.app") ||
-            die "pdflatex cannot make a figure: $(tail -n 2 "$work/words.app")"
-        rm -f "$folder/figure$figure".{aux,log,tex}
-    done
-    (cd "$folder" && awk 'BEGIN {
-        srand(1)
-        print "\\documentclass[11pt]{article}\\usepackage{graphicx}\\begin{document}\\tableofcontents"
-        for (chapter = 1; chapter <= 15; chapter++) {
-            printf "\\input{chapter%d}\n", chapter
-            file = "chapter" chapter ".tex"
-            printf "\\section{Number %d}\\label{s%d}\n", chapter, chapter > file
-            for (paragraph = 0; paragraph < 44; paragraph++) {
-                if (paragraph % 22 == 18) {
-                    figure++
-                    printf "\\begin{figure}\\includegraphics[width=6cm,clip]{figure%d}\\caption{Figure %d}\\end{figure}\n", figure, figure > file
-                }
-                for (word = 0; word < 90; word++) {
-                    length_of = 2 + rand() * 9
-                    for (i = 0; i < length_of; i++) printf "%c", 97 + rand() * 26 > file
-                    printf " " > file
-                }
-                printf "$\\sum_{i=%d}^n x_i^2$ (see section~\\ref{s%d}).\n\n", paragraph, 1 + rand() * 15 > file
-            }
-            close(file)
-        }
-        print "\\end{document}"
-    }' >main.tex)
-    cp -a "$folder" "$disk/latex"
+    make_document "$work/far/latex"
+    cp -a "$work/far/latex" "$disk/latex"
     application latex 'rm -f main.aux main.log main.pdf main.toc' \
         'for run in 1 2 3; do echo again >>chapter$run.tex; pdflatex -interaction=batchmode main.tex || exit 1; done; test -s main.pdf'
 }

@@ -15,9 +15,11 @@ set -euo pipefail
 
 usage() {
     cat <<'USAGE'
-usage: debian.sh [OUTDIR] [--disk-mib N] [--rebuild]
+usage: debian.sh [OUTDIR] [--disk-mib N] [--include PACKAGE,...] [--setup SCRIPT] [--rebuild]
   OUTDIR         default: target/guest-debian in the source tree
   --disk-mib N   size of disk.raw (default 1600)
+  --include ...  further packages
+  --setup SCRIPT runs in the root directory of the guest once they are installed
   --rebuild      build all of it again
 USAGE
 }
@@ -29,10 +31,12 @@ OTHER_PACKAGES=(nginx-common nginx sqlite3 libsqlite3-0 tmux rsync valgrind gdb 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$here/lib.sh"
-outdir="" disk_mib=1600 kernel_package="" rebuild=""
+outdir="" disk_mib=1600 include="" setup="" kernel_package="" rebuild=""
 while (($#)); do
     case $1 in
         --disk-mib) disk_mib=${2:?}; shift 2 ;;
+        --include) include=${2:?}; shift 2 ;;
+        --setup) setup=$(realpath "${2:?}"); shift 2 ;;
         --rebuild) rebuild=1; shift ;;
         -h | --help) usage; exit 0 ;;
         -*) usage >&2; exit 2 ;;
@@ -54,7 +58,8 @@ mkdir -p "$outdir"
 outdir=$(cd "$outdir" && pwd)
 exec 9>"$outdir/.lock"
 flock 9
-stamp=$(cat "$here"/{debian.sh,debian-ready,lib.sh,initramfs-init} <(echo "$disk_mib") | sha256sum | cut -c1-16)
+root_stamp="$PACKAGES${include:+,$include}${setup:+ $(sha256sum <"$setup" | cut -c1-16)}"
+stamp=$(cat "$here"/{debian.sh,debian-ready,lib.sh,initramfs-init} <(echo "$disk_mib $root_stamp") | sha256sum | cut -c1-16)
 if [[ -z $rebuild && -s $outdir/vmlinuz && -s $outdir/disk.raw && -s $outdir/other.tar ]] &&
     grep -qsx "stamp=$stamp" "$outdir/guest.info"; then
     say "up to date in $outdir"
@@ -69,15 +74,19 @@ umask 022
 # shellcheck disable=SC1091 # the system's
 suite=$(. /etc/os-release && echo "${VERSION_CODENAME-}")
 [[ -n $suite ]] || die "/etc/os-release names no release to make a guest of"
-root_stamp="$suite $PACKAGES"
+root_stamp="$suite $root_stamp"
 if [[ -n $rebuild || ! -s $outdir/root.tar || $(cat "$outdir/root.stamp" 2>/dev/null) != "$root_stamp" ]]; then
-    say "installing $suite with $PACKAGES (some minutes)"
+    say "installing $suite with $PACKAGES${include:+,$include} (some minutes)"
     # Thousands of small files with an fsync each: in memory if there is room.
     fast=$work
     (($(awk '/^MemAvailable/ { print $2 }' /proc/meminfo) < 4194304)) || [[ ! -w /dev/shm ]] || fast=/dev/shm
-    TMPDIR=$fast mmdebstrap --variant=apt --dpkgopt=force-unsafe-io --include="$PACKAGES" \
-        "$suite" "$work/root.tar" >"$work/mmdebstrap.log" 2>&1 ||
-        die "mmdebstrap: $(grep -m1 '^E:' "$work/mmdebstrap.log" || tail -n 1 "$work/mmdebstrap.log")"
+    hook=()
+    # shellcheck disable=SC2016 # for mmdebstrap's shell
+    [[ -z $setup ]] || hook=(--customize-hook="upload $setup /root/setup"
+        --customize-hook='chroot "$1" sh /root/setup' --customize-hook='rm "$1/root/setup"')
+    TMPDIR=$fast mmdebstrap --variant=apt --dpkgopt=force-unsafe-io --include="$PACKAGES${include:+,$include}" \
+        ${hook[@]+"${hook[@]}"} "$suite" "$work/root.tar" >"$work/mmdebstrap.log" 2>&1 ||
+        die "mmdebstrap: $(grep -m1 '^E:' "$work/mmdebstrap.log" || tail -n 1 "$work/mmdebstrap.log") $(tail -n 3 "$work/mmdebstrap.log" | tr '\n' ' ')"
     mv "$work/root.tar" "$outdir/root.tar"
     echo "$root_stamp" >"$outdir/root.stamp"
 fi
