@@ -26,9 +26,9 @@ part() {
         '$ARGS.named + {needs: $ARGS.positional}' --args "$@"
 }
 sample() { # SERIES X METRIC UNIT VALUE: X is a category, or a number
-    local x=(--arg x "$2")
-    [[ ! $2 =~ ^[0-9]+(\.[0-9]+)?$ ]] || x=(--argjson x "$2")
-    jq -n -c --arg experiment "$experiment" --arg series "$1" "${x[@]}" --arg metric "$3" --arg unit "$4" \
+    local category=(--arg x "$2")
+    [[ ! $2 =~ ^[0-9]+(\.[0-9]+)?$ ]] || category=(--argjson x "$2")
+    jq -n -c --arg experiment "$experiment" --arg series "$1" "${category[@]}" --arg metric "$3" --arg unit "$4" \
         --argjson value "$5" '$ARGS.named'
     say "$1, $2: $3 $5 $4"
 }
@@ -121,7 +121,7 @@ submit() {
     submitted=0 calls=0 sent=0 final=$top
     [[ -n $options ]] || return 0
     final=$work/far
-    if [[ $series == WAN/GC ]]; then
+    if [[ $series == WAN/GC* ]]; then
         timed "$gridvfs" writeback "$mnt" >"$work/words.writeback"
         submitted=$(seconds "$took")
     fi

@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154 # sourced by cache.sh
+# shellcheck shell=bash disable=SC2154 # sourced by cache.sh, and for its tree by experiments/cost.sh
 # Many names, many tags: a tree of small files (row tree), the opening of a large
 # cache (row open), what git asks of the server (row git).
 
@@ -15,10 +15,10 @@ make_tree() { # FOLDER
 }
 # Reads a tree as tar does (not to /dev/null, for which tar reads nothing), in the
 # order that its directories are listed in; sets `took`, and compares.
-read_tree() { # FROM
+read_tree() { # FROM [SERVERS]
     # shellcheck disable=SC2016 # expanded by the inner shell
     timed bash -o pipefail -c 'tar -cf - -C "$1" tree | cat >"$2"' tar "$1" "$work/arrived.tar"
-    tar -df "$work/arrived.tar" -C "$work/far" >"$work/words.tar" 2>&1 ||
+    tar -df "$work/arrived.tar" -C "${2:-$work/far}" >"$work/words.tar" 2>&1 ||
         die "the tree that arrived is another: $(tail -n 1 "$work/words.tar")"
 }
 tree_seconds() { calc "$took / 1e6"; }

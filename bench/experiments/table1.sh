@@ -69,7 +69,7 @@ latex_once() { # FOLDER ITERATION
             bibtex main >/dev/null && dvipdfmx -q main
     )
 }
-latex() {
+latex_job() {
     local iteration total=0 first
     mount_configured
     # The programs and what they read of TeX Live are in memory for all.
@@ -109,7 +109,7 @@ make_image() { # FOLDER
     mv "$scratch/image.out" "$1"
     rm -rf "$scratch"
 }
-seismic() {
+seismic_job() {
     local phase number=0 total=0 bytes left
     mkdir "$work/far/seismic"
     mount_configured
@@ -145,16 +145,16 @@ run_part() {
             place=$document
             configured "${1#latex-}"
             cp -a "$document" "$work/far/latex"
-            in_group latex
+            in_group latex_job
             ;;
         seismic-*)
             mib=$SEISMIC_MIB job=seismic
             [[ $1 != seismic-large-* ]] || mib=$SEISMIC_MIB_FULL job="large seismic"
-            kept "seismic-$mib-$(stamp "$programs/gridvfs-seismic")" make_image
+            kept "seismic-$mib-$(stamp "$root/bench/src/bin/gridvfs-seismic.rs")" make_image
             image=$place
             name=${1#seismic-}
             configured "${name#large-}"
-            in_group seismic
+            in_group seismic_job
             ;;
     esac
 }
