@@ -106,7 +106,7 @@ part_files() {
     local figure="number of files" number far=$work/far
     note "cold read" "files: 5 to 15 KiB each, read by tar; disk cache and kernel's page cache empty; dedicated"
     note "warm read" "files: again after umount, mount and drop_caches"
-    note "created" "files: the same tree unpacked by tar, write-back"
+    note "created" "files: the same tree unpacked by tar --no-same-owner, write-back"
     note "sent" "files: then sent by gridvfs writeback"
     for number in 10 100 1000; do
         DIRECTORIES=$(((number + 49) / 50))
@@ -121,7 +121,7 @@ part_files() {
         mount_far "cache_dir=$disk/cache,$WRITE_BACK" "$number"
         measured_tree "$number" "warm read"
         mkdir "$mnt/new"
-        measured tar -xf "$work/near/$number.tar" -C "$mnt/new"
+        measured tar --no-same-owner -xf "$work/near/$number.tar" -C "$mnt/new"
         tell created "$number" "$figure"
         measured "$gridvfs" writeback "$mnt" >"$work/words.writeback"
         tell sent "$number" "$figure"

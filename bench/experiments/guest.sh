@@ -25,7 +25,7 @@ parts() { # FULL
     done
 }
 sizes() { # PART: sets what is done in the guest
-    series_end="" seismic_mib=8 aperture=8 typeset=3 objects=10 modules=3
+    series_end="" seismic_mib=24 aperture=8 typeset=3 objects=5 modules=2
     [[ $1 != *-large ]] || series_end=", large" seismic_mib=32 aperture=24 typeset=8 objects=50 modules=12
 }
 
@@ -57,8 +57,8 @@ guest_forget() { in_guest "sync; echo 3 >/proc/sys/vm/drop_caches" || die "the g
 resume_guest() { # DISK
     vm=$work/near/vm
     "$gridvfs" clone "$golden" "$vm" --json >"$work/words.clone"
-    sed -i "s,^-drive file=disk-redo.qcow2\(.*\)format=qcow2,-drive file=$1\1format=raw," "$vm/qemu.args"
-    grep -q -F -e "-drive file=$1," "$vm/qemu.args" || die "the clone's disk is not found in qemu.args"
+    sed -i "s|^-drive 'file=.*/disk-redo.qcow2,format=qcow2,|-drive 'file=$1,format=raw,|" "$vm/qemu.args"
+    grep -q -F -e "-drive 'file=$1,format=raw," "$vm/qemu.args" || die "the clone's disk is not found in qemu.args"
     "$vm/start" </dev/null >"$work/words.qemu" 2>&1 &
     qemu=$!
     "$programs/gridvfs-ask" --timeout 300 "$vm/shell.sock" >/dev/null || die "the guest is not resumed: $(tail -n 1 "$work/words.qemu")"
