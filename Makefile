@@ -15,7 +15,7 @@ CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
 DEPS := tests/support/deps.sh
-SCRIPTS := .ci/run $(wildcard bench/*.sh bench/cache/*.sh tests/support/*.sh bench/guest/*) \
+SCRIPTS := .ci/run $(wildcard bench/*.sh bench/cache/*.sh bench/experiments/*.sh tests/support/*.sh bench/guest/*) \
 	packaging/libvirt/qemu packaging/slurm/prolog packaging/slurm/epilog packaging/slurm/task-prolog
 
 .DEFAULT_GOAL := help

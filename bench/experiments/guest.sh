@@ -25,7 +25,7 @@ parts() { # FULL
     done
 }
 sizes() { # PART: sets what is done in the guest
-    series_end="" seismic_mib=24 aperture=8 typeset=3 objects=5 modules=2
+    series_end="" seismic_mib=24 aperture=8 typeset=3 objects=12 modules=4
     [[ $1 != *-large ]] || series_end=", large" seismic_mib=32 aperture=24 typeset=8 objects=50 modules=12
 }
 
@@ -33,6 +33,8 @@ sizes() { # PART: sets what is done in the guest
 
 make_guest() { # FOLDER
     local over=$1/over
+    # Of other versions; each has a gigabyte.
+    find "$store" -maxdepth 1 -name 'jobs-*' ! -path "$1" -exec rm -rf {} +
     "$here/guest/debian.sh" "$store/guest" --disk-mib 2048 --include "$PACKAGES" --setup "$here/guest/kernel-sources" >&2
     # What the document is made with leaves its words there.
     work=$(mktemp -d)

@@ -44,7 +44,7 @@ test bench  | jq                | jq                  | tests that read JSON fro
 bench       | iperf3            | iperf3              | make bench-link
 bench       | sshfs             | sshfs               | the comparison with sshfs
 bench       | rclone            | rclone              | the comparison with rclone
-bench       | mmdebstrap        | mmdebstrap          | make bench-clone
+bench       | mmdebstrap        | mmdebstrap          | make bench-clone and experiments with guests
 systemd     | systemd-container | systemd-nspawn      | make test-systemd
 systemd     | mmdebstrap        | mmdebstrap          | make test-systemd
 slurm       | slurm-wlm         | slurmctld           | make test-slurm
@@ -52,7 +52,7 @@ slurm       | munge             | munged              | make test-slurm
 libvirt     | libvirt-daemon-system | libvirtd        | make test-libvirt
 libvirt     | libvirt-clients   | virsh               | make test-libvirt
 bench       | fakeroot          | fakeroot            | make bench-clone without root
-bench       | texlive-latex-base | pdflatex           | the LaTeX row of make bench-cache
+bench       | texlive-latex-base | pdflatex           | LaTeX in make bench-cache and in the experiments
 LIST
 }
 
