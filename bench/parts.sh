@@ -91,9 +91,10 @@ stamp() { cat "$@" | sha256sum | cut -c1-10; } # FILE...
 # up; `options` are empty where there is no mount.
 configured() {
     local rtt=32ms
-    # Attributes and names are believed for as long as an NFS client's defaults have it, at least
-    # (acregmin, acdirmin): such a client was below the paper's proxies.
-    options=cache=off,attr_timeout=3,entry_timeout=30,negative_timeout=30
+    # Below the paper's proxies was a kernel's NFS client. It asks for a file's attributes at open, and
+    # after a minute (acregmax); that the names of a directory still hold, absent ones too, it learns
+    # by one call. What it would not ask for, the kernel is allowed to remember here.
+    options=cache=off,attr_timeout=60,entry_timeout=3600,negative_timeout=3600
     case $1 in
         local) series=Local options="" ;;
         lan-g) series=LAN/G rtt=170us ;;

@@ -27,13 +27,13 @@ parts() { # FULL
     done <<'LIST'
 local 20
 lan-g 25
-wan-g 120
+wan-g 90
 wan-gc 25
 LIST
     [[ -z $1 ]] || part latex-all-wan-g "LaTeX, $ITERATIONS times: wan-g" 900 3 "${latex[@]}"
     part lan-native "both jobs by a kernel's own NFS client: lan-n" 1 1 root
 }
-# Without a cache, each of them takes a minute of round trips: the first few tell the mean of the others.
+# Without a cache, the first takes a minute of round trips, and the second tells what the others take.
 iterations() { if [[ $1 == wan-g ]]; then echo "$ITERATIONS_SHORT"; else echo "$ITERATIONS"; fi; }
 
 # --- LaTeX --------------------------------------------------------------------------------
