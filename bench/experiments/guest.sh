@@ -20,12 +20,12 @@ CHAPTERS=2
 parts() { # FULL
     local name needs=(root qemu-system-x86_64 qemu-img mmdebstrap mke2fs debugfs pdflatex memory:3072 disk:3072)
     for name in local lan-g wan-g wan-gc; do
-        part "$name" "three jobs inside a guest: $name" 90 3 "${needs[@]}"
+        part "$name" "three jobs inside a guest: $name" 60 3 "${needs[@]}"
         [[ -z $1 ]] || part "$name-large" "three larger jobs inside a guest: $name" 300 3 "${needs[@]}"
     done
 }
 sizes() { # PART: sets what is done in the guest
-    series_end="" seismic_mib=24 aperture=8 typeset=3 objects=12 modules=4
+    series_end="" seismic_mib=16 aperture=8 typeset=3 objects=8 modules=3
     [[ $1 != *-large ]] || series_end=", large" seismic_mib=32 aperture=24 typeset=8 objects=50 modules=12
 }
 
