@@ -50,87 +50,31 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/lib.sh"
 # shellcheck source-path=SCRIPTDIR source=rows.sh
 . "$here/rows.sh"
+# shellcheck source-path=SCRIPTDIR source=cloning.sh
+. "$here/cloning.sh"
 
-# --- The golden VMs -------------------------------------------------------------------
-
-# make_golden NAME [OPTION...]: prints where it is.
-make_golden() {
-    local target=${CARGO_TARGET_DIR:-$root/target} name=$1
-    shift
-    if [[ ! -s $target/golden/$name/state ]]; then
-        "$here/guest/debian.sh" "$target/guest-debian" >&2
-        rm -rf "$target/golden/$name"
-        "$here/guest/suspend.sh" "$target/guest-debian" "$target/golden/$name" --memory 320 --settle 10 "$@" >&2
-    fi
-    echo "$target/golden/$name"
-}
 wants() { [[ " ${chosen[*]} " == *" $1 "* ]]; }
 
 needs qemu-system-x86_64 qemu-img zstd
 [[ -x $programs/gridvfs-ask ]] || die "not built: run \`make build\`"
 golden=${golden:-$(make_golden debian)}
 if wants other && [[ -z $other ]]; then
-    other=$(make_golden debian-other --add "${CARGO_TARGET_DIR:-$root/target}/guest-debian/other.tar")
+    other=$(make_golden debian-other --add "${goldens%/*}/guest-debian/other.tar")
 fi
 
 link_up "$rtt" "$rate" "$folder"
-has() { "$gridvfs" "$@" --help >/dev/null 2>&1; } # VERB...: whether this build has it
 cp --sparse=always -r "$golden" "$work/far/golden"
 if wants other; then cp --sparse=always -r "$other" "$work/far/other"; fi
 # What is built on the server: without it, reads are plain ones.
 metadata=without
-meta_build() { # GOLDEN
-    "$gridvfs" meta build --zero --hash --block-size 4K --action zstd "$work/far/$1/memory" >"$work/words.meta" 2>&1 &&
-        "$gridvfs" meta build --zero --hash "$work/far/$1"/{disk.raw,vmlinuz,initrd.img} >>"$work/words.meta" 2>&1 ||
-        die "meta build: $(tail -n 1 "$work/words.meta")"
-}
 if has meta build; then
     metadata=with
-    meta_build golden
-    if wants other; then meta_build other; fi
+    meta_build "$work/far/golden"
+    if wants other; then meta_build "$work/far/other"; fi
 fi
 
 # --- Measuring ---------------------------------------------------------------------------
 
-carried() { "$wan" status "$link" --json | jq .b_to_a.bytes; }
-
-# resume CLONE: starts it and waits for its answer; ends it.
-resume() {
-    local guest
-    "$1/start" </dev/null >"$work/words.guest" 2>&1 &
-    guest=$!
-    started "$guest"
-    "$programs/gridvfs-ask" --timeout 600 "$1/shell.sock" >/dev/null 2>"$work/words.ask" ||
-        die "no answer from $1: $(tail -n 1 "$work/words.ask") $(tail -n 1 "$work/words.guest")"
-    answered=$(now)
-    kill "$guest"
-    wait "$guest" 2>/dev/null || true
-}
-# clone_and_ask GOLDEN [COMMAND...]: COMMAND, which may bring GOLDEN here, comes first.
-# Sets `took` (seconds, to the first answer), `made` (of it: the clone itself) and
-# `bytes` (over the link, towards us).
-clone_and_ask() {
-    local from=$1 begin before cloned place=$disk/clones/one
-    shift
-    rm -rf "$place"
-    before=$(carried) begin=$(now)
-    if (($#)); then "$@" >"$work/words.copy" 2>&1 || die "$*: $(tail -n 1 "$work/words.copy")"; fi
-    "$gridvfs" clone "$from" "$place" --json >"$work/clone.json" 2>"$work/words.clone" ||
-        die "gridvfs clone: $(tail -n 1 "$work/words.clone")"
-    cloned=$(now)
-    resume "$place"
-    took=$(calc "($answered - $begin) / 1e6") made=$(calc "($cloned - $begin) / 1e6")
-    bytes=$(($(carried) - before))
-    rm -rf "$place"
-}
-mib() { calc "$1 / 1048576"; }
-local_golden() {
-    [[ -d $disk/golden ]] || { cp --sparse=always -r "$golden" "$disk/golden"; sync -f "$disk"; }
-}
-local_clone() {
-    local_golden
-    clone_and_ask "$disk/golden"
-}
 # One that is not counted: programs and the golden VM are in the page cache then.
 warm() { local_clone; }
 
@@ -180,10 +124,9 @@ row_meta() {
         meta_speed meta-memory "$work/far/golden/memory" true
     done
     rm -f "$file"
-    meta_build golden
+    meta_build "$work/far/golden"
 }
 
-scp_all() { "${near[@]}" scp -q -r -F "$config" "gvhost:$work/far/golden" "$disk/copy"; }
 tar_all() {
     mkdir "$disk/copy"
     # shellcheck disable=SC2016 # for the inner shell
@@ -215,7 +158,7 @@ row_peers() {
     row rclone-again "the same again" s "" ""
     warm
     rm -rf "$disk/copy"
-    peer scp "$disk/copy" scp_all
+    peer scp "$disk/copy" scp_golden
     rm -rf "$disk/copy"
     peer tar "$disk/copy" tar_all
     rm -rf "$disk/copy"
@@ -324,7 +267,7 @@ row_boot() {
         boot_clone "$disk/golden"
         at_home=$took
         "$gridvfs" meta remove "$work/far/golden/disk.raw" >"$work/words.meta" 2>&1 || die "$(tail -n 1 "$work/words.meta")"
-        meta_build golden
+        meta_build "$work/far/golden"
         rm -rf "$disk/cache"
         forget
         mount_golden

@@ -27,17 +27,20 @@ needs() { # PROGRAM...
 
 # --- Setting up and clearing away -------------------------------------------------
 
-# link_up RTT RATE DISK_FOLDER
+# link_up RTT RATE DISK_FOLDER [or-relay]: without root, or-relay takes a relay in place of the link.
+# It carries what goes through ssh, and nothing else; `relayed` is then not empty.
 link_up() {
-    ((EUID == 0)) || die "the emulated link needs root (network namespaces)"
+    relayed=""
+    ((EUID == 0)) || relayed=${4-}
+    ((EUID == 0)) || [[ -n $relayed ]] || die "the emulated link needs root (network namespaces)"
     needs iperf3 jq sshd fusermount3
     [[ -x $gridvfs && -x $wan ]] || die "not built: run \`make build\`"
     work=$(mktemp -d "/dev/shm/gridvfs-$bench.XXXXXX")
     disk=$(mktemp -d "$3/gridvfs-$bench.XXXXXX")
     chmod 755 "$work"
+    link=$bench-$$ mnt=$work/mnt
     trap link_down EXIT
     trap 'exit 130' INT TERM HUP
-    link=$bench-$$ mnt=$work/mnt
     mkdir -p "$mnt" "$work/far" "$work/near" "$work/state" "$disk/xdg" "$results"
     mkdir -m 700 "$work/run"
     : >"$work/rclone.conf"
@@ -45,19 +48,43 @@ link_up() {
     # Nothing of the user's own sessions, neither seen nor changed.
     export XDG_STATE_HOME=$work/state XDG_RUNTIME_DIR=$work/run XDG_CACHE_HOME=$disk/xdg
 
+    config=$work/ssh/ssh_config
+    if [[ -n $relayed ]]; then
+        relay_up "$1" "$2"
+        return
+    fi
     "$wan" up --name "$link" --rtt "$1" --rate "$2" --json >"$work/link.json"
     far_netns=$(jq -r .b.netns "$work/link.json") far_address=$(jq -r .b.address "$work/link.json")
-    "$support/sshd.sh" start "$work/ssh" --netns "$far_netns" --listen "$far_address" --path "$programs" \
-        2>"$work/sshd.words" || die "sshd did not start: $(tail -n 1 "$work/sshd.words")"
+    sshd_up --netns "$far_netns" --listen "$far_address"
+    far_port=$(cat "$work/ssh/port")
     near=("$wan" exec "$link" a --)
     far=("$wan" exec "$link" b --)
-    config=$work/ssh/ssh_config
+}
+sshd_up() { # OPTION...
+    "$support/sshd.sh" start "$work/ssh" --path "$programs" "$@" 2>"$work/sshd.words" ||
+        die "sshd did not start: $(tail -n 1 "$work/sshd.words")"
+}
+relay_up() { # RTT RATE
+    local tries
+    sshd_up
+    "$wan" relay --listen 127.0.0.1:0 --to "127.0.0.1:$(cat "$work/ssh/port")" --rtt "$1" --rate "$2" \
+        --name "$link" >"$work/relay" 2>"$work/relay.words" &
+    started $!
+    for ((tries = 0; tries < 100; tries++)); do
+        [[ ! -s $work/relay ]] || break
+        sleep 0.05
+    done
+    [[ -s $work/relay ]] || die "the relay did not start: $(tail -n 1 "$work/relay.words")"
+    far_address=127.0.0.1 far_port=$(sed 's/.*://' "$work/relay")
+    sed -i "s/^\( *Port\) .*/\1 $far_port/" "$config"
+    near=() far=()
 }
 
 link_down() {
     local status=$?
     trap '' INT TERM HUP
     [[ -z ${row_pid-} ]] || end_row
+    if declare -F before_down >/dev/null; then before_down; fi
     clear_mounts
     "$support/sshd.sh" stop "$work/ssh" 2>/dev/null || true
     "$wan" down "$link" >/dev/null 2>&1 || true
@@ -107,7 +134,7 @@ status_of() { "$gridvfs" status "$mnt" --json | jq -r "$1"; } # FILTER
 mount_sshfs() { "${near[@]}" sshfs -F "$config" "gvhost:$work/far" "$mnt"; }
 mount_rclone() { # OPTION...
     "${near[@]}" rclone mount ":sftp:$work/far" "$mnt" --sftp-host "$far_address" \
-        --sftp-port "$(cat "$work/ssh/port")" --sftp-user "$(id -un)" --sftp-key-file "$work/ssh/id_ed25519" \
+        --sftp-port "$far_port" --sftp-user "$(id -un)" --sftp-key-file "$work/ssh/id_ed25519" \
         --config "$work/rclone.conf" --daemon "$@" 2>/dev/null || die "rclone mount failed"
 }
 
@@ -122,19 +149,35 @@ timed() { # COMMAND...: sets `took`, in microseconds
 }
 calc() { awk -v CONVFMT=%.9g -v OFMT=%.9g "BEGIN { print $1 }"; } # EXPRESSION
 mbit() { awk -v mib="$1" -v us="$2" 'BEGIN { printf "%.1f", mib * 8.388608 / (us / 1e6) }'; }
-forget() { sync; echo 3 >/proc/sys/vm/drop_caches; }
+# What the kernel has in its caches goes; only root may do that.
+forget() {
+    sync
+    ((EUID)) || echo 3 >/proc/sys/vm/drop_caches
+}
+# What the link has carried, in bytes: towards us, or a_to_b for the other direction.
+carried() { "$wan" status "$link" --json | jq ".${1:-b_to_a}.bytes"; }
 compared() { cmp -s "$1" "$2" || die "$3: the data that arrived is not the data that was sent"; }
 peak_kib() { awk '/^VmHWM/ { print $2 }' "/proc/$1/status"; } # PID
 
-# CPU seconds of processes and all their children that still live, in clock ticks.
-ticks() {
-    local pid total=0 family=("$@") children
-    while ((${#family[@]})); do
-        pid=${family[0]} family=("${family[@]:1}")
+# Processes, all their children that still live, and who is of their sessions (sshfs's ssh is no child).
+family() { # PID...
+    local waiting=("$@") children
+    {
+        while ((${#waiting[@]})); do
+            echo "${waiting[0]}"
+            read -r -a children < <(cat "/proc/${waiting[0]}/task/"*/children 2>/dev/null | tr '\n' ' ') || true
+            waiting=("${waiting[@]:1}" ${children[@]+"${children[@]}"})
+        done
         # Behind the name, which may hold anything.
+        { cat /proc/[0-9]*/stat 2>/dev/null || true; } | sed 's/^\([0-9]*\) (.*) /\1 /' |
+            awk -v leaders=" $* " 'index(leaders, " " $5 " ") { print $1 }'
+    } | sort -u
+}
+# Their CPU seconds, in clock ticks.
+ticks() { # PID...
+    local pid total=0
+    for pid in $(family "$@"); do
         total=$((total + $(sed 's/.*) //' "/proc/$pid/stat" 2>/dev/null | awk '{ print $12 + $13 }' || echo 0)))
-        read -r -a children < <(cat "/proc/$pid/task/"*/children 2>/dev/null | tr '\n' ' ') || true
-        family+=(${children[@]+"${children[@]}"})
     done
     echo "$total"
 }

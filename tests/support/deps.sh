@@ -44,6 +44,7 @@ test bench  | jq                | jq                  | tests that read JSON fro
 bench       | iperf3            | iperf3              | make bench-link
 bench       | sshfs             | sshfs               | the comparison with sshfs
 bench       | rclone            | rclone              | the comparison with rclone
+bench       | qemu-block-extra  | plugin:block-ssh.so | the comparison with QEMU's own ssh and nfs drivers
 bench       | mmdebstrap        | mmdebstrap          | make bench-clone and experiments with guests
 systemd     | systemd-container | systemd-nspawn      | make test-systemd
 systemd     | mmdebstrap        | mmdebstrap          | make test-systemd
