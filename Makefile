@@ -19,7 +19,7 @@ SCRIPTS := .ci/run $(wildcard bench/*.sh bench/cache/*.sh bench/experiments/*.sh
 	packaging/libvirt/qemu packaging/slurm/prolog packaging/slurm/epilog packaging/slurm/task-prolog
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-bench build demo test test-systemd test-slurm test-libvirt test-crash bench-link bench-cache bench-fetch bench-clone bench-fleet fmt lint clean install bench-meta
+.PHONY: help deps deps-bench build demo test test-systemd test-slurm test-libvirt test-crash bench bench-quick bench-link bench-cache bench-fetch bench-clone bench-fleet fmt lint clean install bench-meta
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -62,6 +62,16 @@ test-libvirt: ## The recipe for libvirt: a pool on a mount, and the hook (needs 
 test-crash: ## The crash harness at length: 1,000 kills, 150 power losses
 	GRIDVFS_CRASH_KILLS=1000 GRIDVFS_CRASH_LOSSES=150 $(CARGO) test -p gridvfs-cache \
 		--profile $(PROFILE) --test crash -- --show-output nothing_acknowledged power_loss
+
+bench: ## The whole evaluation: hours; resumes where it was (BENCH_OPTIONS="--minutes 40 --results DIR table1")
+	@$(DEPS) build test bench
+	$(CARGO) build --release --workspace
+	@$(or $(CARGO_TARGET_DIR),target)/release/gridvfs-bench run $(BENCH_OPTIONS)
+
+bench-quick: ## Every ratio that has a goal, beside it, in ten minutes
+	@$(DEPS) build test bench
+	$(CARGO) build --release --workspace
+	@bench/quick.sh $(BENCH_OPTIONS)
 
 bench-link: ## Measure sequential transfer over the emulated link against iperf3
 	@$(DEPS) build test bench

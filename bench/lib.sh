@@ -14,7 +14,7 @@ programs=${CARGO_TARGET_DIR:-$root/target}/release
 gridvfs=$programs/gridvfs
 wan=$programs/gridvfs-wan
 support=$root/tests/support
-results=$root/bench/results
+results=${GRIDVFS_BENCH_RESULTS:-$root/bench/results}
 die() { printf '%s: error: %s\n' "$bench" "$*" >&2; exit 1; }
 say() { printf '%s: %s\n' "$bench" "$*" >&2; }
 

@@ -69,18 +69,21 @@ run_rows() {
     done
 }
 
-# report NAME TOOL...: NAME.json and NAME.md in the results, with the versions of tools.
-# A row that missed its goal or failed makes it fail.
-report() {
-    local meta name=$1
+# meta NAME TOOL...: when, where and with what, with the versions of tools, as JSON.
+meta() {
+    local name=$1
     shift
-    meta=$(jq -n -c --arg bench "$name" --arg rtt "$rtt" --arg rate "$rate" --argjson rounds "$rounds" \
+    jq -n -c --arg bench "$name" --arg rtt "$rtt" --arg rate "$rate" --argjson rounds "$rounds" \
         --arg date "$(date -u +%FT%TZ)" --arg kernel "$(uname -sr)" --arg load_before "$load_before" \
         --arg load "$(cut -d ' ' -f 1-3 /proc/loadavg)" --argjson processors "$(nproc)" \
         --arg disk "$(findmnt -n -o FSTYPE --target "$disk")" --arg gridvfs "$("$gridvfs" --version)" \
         --arg commit "$(git -C "$root" -c safe.directory='*' rev-parse --short HEAD 2>/dev/null || true)" \
-        '$ARGS.named + {tools: $ARGS.positional}' --args "$@")
-    jq -s -f "$root/bench/cache/report.jq" --argjson meta "$meta" "$work/lines" >"$results/$name.json"
-    jq -r -f "$root/bench/cache/table.jq" "$results/$name.json" | tee "$results/$name.md"
-    jq -e '[.rows[] | select(.verdict == "missed" or .verdict == "failed")] == []' "$results/$name.json" >/dev/null
+        '$ARGS.named + {tools: $ARGS.positional}' --args "$@"
+}
+# report NAME TOOL...: NAME.json and NAME.md in the results. A row that missed its goal or failed makes
+# it fail.
+report() {
+    jq -s -f "$root/bench/cache/report.jq" --argjson meta "$(meta "$@")" "$work/lines" >"$results/$1.json"
+    jq -r -f "$root/bench/cache/table.jq" "$results/$1.json" | tee "$results/$1.md"
+    jq -e '[.rows[] | select(.verdict == "missed" or .verdict == "failed")] == []' "$results/$1.json" >/dev/null
 }

@@ -75,6 +75,6 @@ write_randomly() {
 # small_files: the tree of names.sh, on the server.
 make_small() { make_tree "$1/tree"; }
 small_files() {
-    kept small make_small
+    kept "small-$FILES" make_small
     cp -a "$place/tree" "$work/far/tree"
 }

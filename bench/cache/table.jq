@@ -23,6 +23,6 @@ def below:
   "| row | what | unit | ours | reference | ratio | goal | verdict |",
   "|---|---|---|---|---|---|---|---|",
   (.rows[] | "| \(.row) | \(.title)\(if (.against // "") != "" then ", against \(.against)" else "" end) "
-    + "| \(.unit // "") | \(.ours | shown) | \(.reference | shown) | \(judged) | \(.goal // "") | \(.verdict) |"),
+    + "| \(.unit // "") | \(.ours | shown) | \(.reference | shown) | \(judged) | \(.goal // "") | \(.verdict | if . == "missed" or . == "failed" then "**\(ascii_upcase)**" else . end) |"),
   "",
   (.rows[] | select(below != "") | "- \(.row): \(below)")

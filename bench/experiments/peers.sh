@@ -13,8 +13,12 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source-path=SCRIPTDIR source=../cloning.sh
 . "$here/cloning.sh"
 
+# Small files: 20 directories with so many each.
+TREE=10 TREE_FULL=50
+
 parts() { # FULL
-    local room=(disk:2048 memory:2048 fio jq)
+    local room=(disk:2048 memory:2048 fio jq) tree=-tree files=200
+    [[ -z $1 ]] || tree=-tree-full files=1,000
     part gridvfs "gridvfs as it mounts by default: large files" 35 5 "${room[@]}"
     part gridvfs-dedicated "gridvfs, one user of the files, write-back: large files" 30 5 "${room[@]}"
     part sshfs "sshfs: large files" 90 3 sshfs "${room[@]}"
@@ -24,12 +28,12 @@ parts() { # FULL
     part qemu-ssh "QEMU's ssh driver: large files" 60 3 qemu-img "${room[@]}"
     part qemu-nfs "QEMU's nfs driver (libnfs): large files" 40 3 root qemu-img ganesha.nfsd "${room[@]}"
     part nfs-cp "libnfs's nfs-cp: large files" 40 3 root nfs-cp ganesha.nfsd "${room[@]}"
-    part gridvfs-tree "gridvfs: 1,000 small files" 15 5 "${room[@]}"
-    part gridvfs-dedicated-tree "gridvfs, one user of the files: 1,000 small files" 12 5 "${room[@]}"
-    part sshfs-tree "sshfs: 1,000 small files" 150 3 sshfs "${room[@]}"
-    part sshfs-many-tree "sshfs with 4 connections: 1,000 small files" 150 3 sshfs "${room[@]}"
-    part rclone-tree "rclone: 1,000 small files" 150 3 rclone "${room[@]}"
-    part scp-tree "scp -r: 1,000 small files" 60 3 scp "${room[@]}"
+    part "gridvfs$tree" "gridvfs: $files small files" 15 5 "${room[@]}"
+    part "gridvfs-dedicated$tree" "gridvfs, one user of the files: $files small files" 12 5 "${room[@]}"
+    part "sshfs$tree" "sshfs: $files small files" 60 3 sshfs "${room[@]}"
+    part "sshfs-many$tree" "sshfs with 4 connections: $files small files" 60 3 sshfs "${room[@]}"
+    part "rclone$tree" "rclone: $files small files" 45 3 rclone "${room[@]}"
+    part "scp$tree" "scp -r: $files small files" 35 3 scp "${room[@]}"
     part gridvfs-clone "gridvfs: a clone of a suspended Debian" 20 5 "${CLONE_NEEDS[@]}"
     part sshfs-clone "sshfs: the same" 25 3 sshfs "${CLONE_NEEDS[@]}"
     part sshfs-many-clone "sshfs with 4 connections: the same" 25 3 sshfs "${CLONE_NEEDS[@]}"
@@ -267,7 +271,11 @@ qemu_large() { # ssh|nfs
 
 # --- Small files and clones --------------------------------------------------------------------
 
-tree_seconds_of() { sample "$series" "$1" "1,000 small files" s "$(tree_seconds)"; } # HOW
+tree_seconds_of() { # HOW
+    local count
+    count=$(find "$work/far/tree" -type f | wc -l)
+    sample "$series" "$1" "$count small files in $DIRECTORIES directories" s "$(tree_seconds)"
+}
 mounted_tree() {
     small_files
     cold
@@ -320,7 +328,11 @@ run_part() {
     link_up 32ms 1gbit "$folder" or-relay
     chosen_peer "$1"
     case $1 in
-        *-tree) if [[ $peer == scp ]]; then scp_tree; else mounted_tree; fi ;;
+        *-tree | *-tree-full)
+            FILES=$TREE
+            [[ $1 != *-full ]] || FILES=$TREE_FULL
+            if [[ $peer == scp ]]; then scp_tree; else mounted_tree; fi
+            ;;
         *-clone) if [[ $peer == scp ]]; then scp_clone; else mounted_clone; fi ;;
         qemu-*) qemu_large "${1#qemu-}" ;;
         *)

@@ -152,14 +152,18 @@ fn fill(document: &Path, results: Option<PathBuf>, check: bool) -> Result<ExitCo
     let old = std::fs::read_to_string(document).with_context(|| shown.to_string())?;
     let from = document.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let named = report::source(&old).with_context(|| format!("{shown} names no results"))?;
-    let folder = results.unwrap_or_else(|| from.join(named));
-    let path = report::relative(&folder, from)
-        .with_context(|| format!("{}: no such results", folder.display()))?;
+    let folder = results.or_else(|| (named != report::NO_RESULTS).then(|| from.join(named)));
+    let path = match &folder {
+        None => report::NO_RESULTS.into(),
+        Some(folder) => report::relative(folder, from)
+            .with_context(|| format!("{}: no such results", folder.display()))?,
+    };
     let text = old.replace(
         &format!("<!-- gridvfs-bench results: {named} -->"),
         &format!("<!-- gridvfs-bench results: {path} -->"),
     );
-    let new = report::fill(&text, &Results::open(&folder)?, &path)?;
+    let results = folder.as_deref().map(Results::open).transpose()?;
+    let new = report::fill(&text, results.as_ref(), &path)?;
     if check {
         ensure!(new == old, "{shown} is not what {path} says: run `gridvfs-bench fill {shown}`");
     } else if new != old {

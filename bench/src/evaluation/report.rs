@@ -335,9 +335,14 @@ const END: &str = "<!-- /gridvfs-bench -->";
 
 /// Puts sections into a document: between `<!-- gridvfs-bench: NAME -->` and
 /// `<!-- /gridvfs-bench -->`. `folder` is the results' path from the document.
-pub fn fill(document: &str, results: &Results, folder: &str) -> Result<String> {
-    let data = results.load()?;
-    let sections = sections(&data, &Group::all(&data));
+pub fn fill(document: &str, results: Option<&Results>, folder: &str) -> Result<String> {
+    let sections = match results {
+        Some(results) => {
+            let data = results.load()?;
+            sections(&data, &Group::all(&data))
+        }
+        None => Vec::new(),
+    };
     let mut out = String::new();
     let mut lines = document.lines();
     while let Some(line) = lines.next() {
@@ -350,7 +355,7 @@ pub fn fill(document: &str, results: &Results, folder: &str) -> Result<String> {
             bail!("{line} is not ended by {END}");
         }
         out.push('\n');
-        if name == "report" {
+        if name == "report" && results.is_some() {
             let _ = writeln!(out, "[{folder}/report.md]({folder}/report.md)");
         } else if let Some(section) = sections.iter().find(|section| section.name == name) {
             out.push_str(
@@ -363,6 +368,9 @@ pub fn fill(document: &str, results: &Results, folder: &str) -> Result<String> {
     }
     Ok(out)
 }
+
+/// What a document names while there are no results.
+pub const NO_RESULTS: &str = "none";
 
 /// Where a document says that its figures are from: the line `<!-- gridvfs-bench results: FOLDER -->`.
 pub fn source(document: &str) -> Option<&str> {
