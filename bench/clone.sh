@@ -78,9 +78,9 @@ fi
 # One that is not counted: programs and the golden VM are in the page cache then.
 warm() { local_clone; }
 
-mount_golden() { # [OPTION]
+mount_golden() {
     # Nobody changes a golden VM.
-    mount_far "cache_dir=$disk/cache,consistency=read-only-shared${1:+,$1}"
+    mount_far "cache_dir=$disk/cache,consistency=read-only-shared"
     # Its further channels log in in the background: by whatever shell the account has.
     sleep 1
 }

@@ -84,12 +84,12 @@ vm() {
             ;;
     esac
 }
-# golden_needed [COUNT]: makes the first COUNT VMs, with their metadata, where they are not yet; sets
+# golden_needed COUNT: makes the first COUNT VMs, with their metadata, where they are not yet; sets
 # `golden`, the first one without, and vms[], all with it.
 golden_needed() {
     local number
     vms=()
-    for ((number = ${1:-1}; number >= 1; number--)); do
+    for ((number = $1; number >= 1; number--)); do
         # An array and a name set in a process of its own would be lost.
         [[ -s $goldens/$(vm_name "$number")/state ]] || in_group vm_made "$number"
         vm "$number"

@@ -57,9 +57,12 @@ stage() {
     running=$!
     wait "$running" || status=$?
     running=""
-    # 1 is a missed goal, if there is a table.
-    ((status == 0)) || [[ $status == 1 && -s $scratch/$name.json ]] ||
-        left_out+=("$name.sh $*: $( ((status == 124)) && echo "the $minutes minutes were over" || tail -n 1 "$scratch/$name.words")")
+    if ((status == 124)); then
+        left_out+=("$name.sh $*: the $minutes minutes were over")
+    elif [[ ! -s $scratch/$name.json ]]; then
+        # Otherwise 1 is a missed goal.
+        left_out+=("$name.sh $*: it failed: $(tail -n 1 "$scratch/$name.words")")
+    fi
 }
 
 stage link --size 256 --rounds 2 --no-peers

@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154 # sourced by experiments that have a link up
+# shellcheck shell=bash disable=SC2154,SC2034 # sourced by experiments that have a link up
 # What is done on a mount, whoever has mounted it: large files, random reads and writes, a tree of
 # small files. Sourced after parts.sh, by one that defines
 #

@@ -38,7 +38,7 @@ told() { # NUMBER
 total() { # cold|warm SECONDS
     sample "$series" "$1" "total of $CLONES" s "$2"
 }
-mount_golden() { # OPTIONS
+mount_golden() {
     mount_far "cache_dir=$disk/cache,consistency=read-only-shared"
     # Its further channels log in in the background.
     sleep 1
@@ -136,6 +136,10 @@ part_wan_s3() { # COUNT
     proxy_stop
     note "$series" "the LAN is a pair of virtual interfaces: no delay is emulated on it"
 }
+at_session() { # NUMBER COMMAND...: with its mount point in place of ours
+    local mnt=$work/session$1/mnt
+    "${@:2}"
+}
 # A clone of its own of session NUMBER's mount, to the answer.
 clone_at_once() { # NUMBER
     local own=$work/session$1 place=$disk/clones/$1 guest
@@ -145,7 +149,7 @@ clone_at_once() { # NUMBER
     guest=$!
     started "$guest"
     "$programs/gridvfs-ask" --timeout 600 "$place/shell.sock" >/dev/null
-    echo "$(now)" >"$own/answered"
+    printf '%s\n' "${EPOCHREALTIME/[.,]/}" >"$own/answered"
     kill "$guest"
     wait "$guest" 2>/dev/null || true
 }
@@ -155,10 +159,7 @@ part_wan_p() {
     programs_in_memory
     for ((number = 1; number <= CLONES; number++)); do
         mkdir -p "$work/session$number/mnt"
-        (
-            mnt=$work/session$number/mnt
-            mount_far "cache_dir=$disk/cache$number,consistency=read-only-shared"
-        )
+        at_session "$number" mount_far "cache_dir=$disk/cache$number,consistency=read-only-shared"
     done
     sleep 1
     for how in cold warm; do
@@ -171,12 +172,7 @@ part_wan_p() {
         total "$how" "$(calc "($(cat "$work"/session*/answered | sort -n | tail -n 1) - $begin) / 1e6")"
         sample "$series" "$how" "bytes over the WAN for $CLONES" MiB "$(mib $(($(carried) - before)))"
     done
-    for ((number = 1; number <= CLONES; number++)); do
-        (
-            mnt=$work/session$number/mnt
-            unmount
-        )
-    done
+    for ((number = 1; number <= CLONES; number++)); do at_session "$number" unmount; done
     note "$series" "eight sessions with caches of their own on one machine of $(nproc) processors: their guests wait for each other"
 }
 part_scp() {

@@ -23,7 +23,7 @@ parts() { # FULL
 }
 run_part() {
     local count=${1#at-once-} how
-    golden_needed
+    golden_needed 1
     link_up 32ms 1gbit "$folder"
     golden_up golden
     lan_up "$count" "$work/far/golden"

@@ -323,7 +323,7 @@ scp_clone() {
 run_part() {
     case $1 in
         kernel-nfs) cannot "no kernel with an NFS client is known here" ;;
-        *-clone) golden_needed ;;
+        *-clone) golden_needed 1 ;;
     esac
     link_up 32ms 1gbit "$folder" or-relay
     chosen_peer "$1"

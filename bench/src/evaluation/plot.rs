@@ -46,6 +46,8 @@ pub struct Figure<'a> {
     pub title: &'a str,
     /// Under the x axis; may be empty.
     pub x_label: &'a str,
+    /// Beside the y axis.
+    pub y_label: &'a str,
     /// The data. Lines if the x axis has numbers, bars otherwise.
     pub group: &'a Group,
 }
@@ -201,7 +203,7 @@ where
         };
         let values: Vec<f64> = group.xs.iter().flat_map(spread).collect();
         let y = Scale::over(&values, true, (frame.bottom, frame.top));
-        self.y_axis(&frame, &y, group)?;
+        self.y_axis(&frame, &y, figure.y_label)?;
         match group.numbers() {
             Some(numbers) => self.lines(&frame, &y, group, &numbers)?,
             None => self.bars(&frame, &y, group)?,
@@ -251,7 +253,7 @@ where
         Ok(top)
     }
 
-    fn y_axis(&self, frame: &Frame, y: &Scale, group: &Group) -> Result<()> {
+    fn y_axis(&self, frame: &Frame, y: &Scale, label: &str) -> Result<()> {
         let style = self.style(13.0, false);
         let (left, right) = (frame.left.round() as i32, frame.right.round() as i32);
         for tick in y.ticks() {
@@ -259,8 +261,7 @@ where
             self.line(vec![(left, at), (right, at)], GRID, 1.0)?;
             self.text(&shown(tick), (left - self.px(7.0), at), &style, HPos::Right, VPos::Center)?;
         }
-        let scale = if y.log { ", logarithmic" } else { "" };
-        let label = format!("{} ({}{scale})", group.metric, group.unit);
+        let label = format!("{label}{}", if y.log { ", logarithmic" } else { "" });
         let style = self.style(14.0, false).transform(FontTransform::Rotate270);
         let at = (self.px(10.0), f64::midpoint(frame.top, frame.bottom).round() as i32);
         // Turned, the text goes up: its middle is where its left edge would be.
