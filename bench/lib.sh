@@ -83,6 +83,8 @@ relay_up() { # RTT RATE
 link_down() {
     local status=$?
     trap '' INT TERM HUP
+    # What is ended here is nothing to be told of: the last words are the script's own.
+    disown -a
     [[ -z ${row_pid-} ]] || end_row
     if declare -F before_down >/dev/null; then before_down; fi
     clear_mounts

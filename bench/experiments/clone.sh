@@ -18,17 +18,21 @@ CLONES=8
 DIFFERENT=4 DIFFERENT_FULL=8
 
 parts() { # FULL
-    local different=$DIFFERENT suffix="" repeats=3
-    local needs=(root "${CLONE_NEEDS[@]}")
-    [[ -z $1 ]] || different=$DIFFERENT_FULL suffix=-full repeats=5
+    local repeats=3 needs=(root "${CLONE_NEEDS[@]}")
+    [[ -z $1 ]] || repeats=5
     part local "Local: eight clones in sequence" 15 "$repeats" "${needs[@]}"
     part wan-s1 "WAN-S1: eight clones of one VM in sequence" 20 "$repeats" "${needs[@]}"
     part wan-s1-cold "WAN-S1: eight clones of one VM, each with empty caches" 50 "$repeats" "${needs[@]}"
-    part "wan-s2$suffix" "WAN-S2: clones of $different different VMs in sequence" $((10 + 5 * different)) "$repeats" "${needs[@]}"
-    part "wan-s3$suffix" "WAN-S3: clones of $different different VMs that a LAN cache has" $((20 + 8 * different)) "$repeats" "${needs[@]}" ip nsenter
+    different_parts "$DIFFERENT" ""
+    [[ -z $1 ]] || different_parts "$DIFFERENT_FULL" -full
     part wan-p "WAN-P: eight compute servers clone at once, cold and warm" 50 "$repeats" "${needs[@]}"
     part scp "scp of the whole state, and a local clone of it" 50 3 "${needs[@]}"
     part plain "a clone that reads on demand, without metadata" 15 "$repeats" "${needs[@]}"
+}
+
+different_parts() { # COUNT SUFFIX
+    part "wan-s2$2" "WAN-S2: clones of $1 different VMs in sequence" $((10 + 5 * $1)) "$repeats" "${needs[@]}"
+    part "wan-s3$2" "WAN-S3: clones of $1 different VMs that a LAN cache has" $((20 + 8 * $1)) "$repeats" "${needs[@]}" ip nsenter
 }
 
 told() { # NUMBER
@@ -109,17 +113,17 @@ different_vms() { # COUNT
     mv "$work/far/golden" "$work/far/golden0"
     note "$series" "$1 different VMs: one base, booted apart, the second with further packages, the others with a file of 8 MiB and another name"
 }
-part_wan_s2() { # COUNT
-    series=WAN-S2
+part_wan_s2() { # COUNT NAME
+    series="WAN-S2${2:+, $2}"
     different_vms "$1"
     programs_in_memory
     mount_golden
     clones "$mnt"/golden*
     unmount
 }
-part_wan_s3() { # COUNT
+part_wan_s3() { # COUNT NAME
     local from
-    series=WAN-S3
+    series="WAN-S3${2:+, $2}"
     # shellcheck source-path=SCRIPTDIR source=../lan.sh
     . "$here/lan.sh"
     different_vms "$1"
@@ -192,15 +196,15 @@ part_plain() {
 }
 
 run_part() {
-    local count=1 name=${1%-full}
+    local count=1 how="" name=${1%-full}
     case $1 in
         wan-s2 | wan-s3) count=$DIFFERENT ;;
-        wan-s2-full | wan-s3-full) count=$DIFFERENT_FULL ;;
+        wan-s2-full | wan-s3-full) count=$DIFFERENT_FULL how="$DIFFERENT_FULL VMs" ;;
     esac
     golden_needed "$count"
     link_up 32ms 1gbit "$folder"
     golden_up golden
-    "part_${name//-/_}" "$count"
+    "part_${name//-/_}" "$count" "$how"
 }
 
 main "$@"

@@ -31,7 +31,7 @@ run_part() {
     for how in cold warm; do
         fleet_clone "$count"
         sample "$how" "$count" time s "$took"
-        sample "$how" "$count" "bytes over the WAN" bytes "$bytes"
+        sample "$how" "$count" "bytes over the WAN" MiB "$(mib "$bytes")"
         sample "$how" "$count" "processor time" s "$spent"
         sample "$how" "$count" processors processors "$(nproc)"
     done

@@ -10,12 +10,12 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source-path=SCRIPTDIR source=../workloads.sh
 . "$here/workloads.sh"
 
-# NAME PART RTT RATE, and the last two again in s and bit/s. The model goes by the names LAN and WAN.
+# NAME PART RTT RATE, and the last two again in ms and Mbit/s. The model goes by the names LAN and WAN.
 LINKS=(
-    "LAN lan 170us 1gbit 0.00017 1000000000"
-    "WAN wan 32ms 1gbit 0.032 1000000000"
-    "100ms far 100ms 1gbit 0.1 1000000000"
-    "100Mbit/s slow 32ms 100mbit 0.032 100000000"
+    "LAN lan 170us 1gbit 0.17 1000"
+    "WAN wan 32ms 1gbit 32 1000"
+    "100ms far 100ms 1gbit 100 1000"
+    "100Mbit/s slow 32ms 100mbit 32 100"
 )
 
 parts() { # FULL
@@ -39,18 +39,18 @@ measured() {
     before=$(carried "$way")
     "${@:3}"
     sample "$series" "$what" time s "$(seconds "$took")"
-    sample "$series" "$what" bytes bytes $(($(carried "$way") - before))
+    sample "$series" "$what" "bytes over the link" MiB "$(calc "($(carried "$way") - $before) / 1048576")"
 }
 run_part() {
-    local line name of rtt rate rtt_s rate_bits
+    local line name of rtt rate rtt_ms rate_mbit
     for line in "${LINKS[@]}"; do
-        read -r name of rtt rate rtt_s rate_bits <<<"$line"
+        read -r name of rtt rate rtt_ms rate_mbit <<<"$line"
         [[ $of != "$1" ]] || break
     done
     link_up "$rtt" "$rate" "$folder"
     series=$name
-    sample "$series" link "round trip" s "$rtt_s"
-    sample "$series" link rate bit/s "$rate_bits"
+    sample "$series" link "round trip" ms "$rtt_ms"
+    sample "$series" link rate Mbit/s "$rate_mbit"
     note "" "consistency=dedicated, write_policy=write-back; cold and warm as in peers"
     large_files
     small_files

@@ -17,8 +17,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 TREE=10 TREE_FULL=50
 
 parts() { # FULL
-    local room=(disk:2048 memory:2048 fio jq) tree=-tree files=200
-    [[ -z $1 ]] || tree=-tree-full files=1,000
+    local room=(disk:2048 memory:2048 fio jq)
     part gridvfs "gridvfs as it mounts by default: large files" 35 5 "${room[@]}"
     part gridvfs-dedicated "gridvfs, one user of the files, write-back: large files" 30 5 "${room[@]}"
     part sshfs "sshfs: large files" 90 3 sshfs "${room[@]}"
@@ -28,18 +27,23 @@ parts() { # FULL
     part qemu-ssh "QEMU's ssh driver: large files" 60 3 qemu-img "${room[@]}"
     part qemu-nfs "QEMU's nfs driver (libnfs): large files" 40 3 root qemu-img ganesha.nfsd "${room[@]}"
     part nfs-cp "libnfs's nfs-cp: large files" 40 3 root nfs-cp ganesha.nfsd "${room[@]}"
-    part "gridvfs$tree" "gridvfs: $files small files" 15 5 "${room[@]}"
-    part "gridvfs-dedicated$tree" "gridvfs, one user of the files: $files small files" 12 5 "${room[@]}"
-    part "sshfs$tree" "sshfs: $files small files" 60 3 sshfs "${room[@]}"
-    part "sshfs-many$tree" "sshfs with 4 connections: $files small files" 60 3 sshfs "${room[@]}"
-    part "rclone$tree" "rclone: $files small files" 45 3 rclone "${room[@]}"
-    part "scp$tree" "scp -r: $files small files" 35 3 scp "${room[@]}"
+    tree_parts -tree 200 1
+    [[ -z $1 ]] || tree_parts -tree-full 1,000 5
     part gridvfs-clone "gridvfs: a clone of a suspended Debian" 20 5 "${CLONE_NEEDS[@]}"
     part sshfs-clone "sshfs: the same" 25 3 sshfs "${CLONE_NEEDS[@]}"
     part sshfs-many-clone "sshfs with 4 connections: the same" 25 3 sshfs "${CLONE_NEEDS[@]}"
     part rclone-clone "rclone: the same" 25 3 rclone "${CLONE_NEEDS[@]}"
     part scp-clone "scp: the same" 60 3 scp "${CLONE_NEEDS[@]}"
     part kernel-nfs "a kernel's own NFS client: large files" 1 3 root kernel-nfs
+}
+
+tree_parts() { # SUFFIX FILES FACTOR
+    part "gridvfs$1" "gridvfs: $2 small files" $((8 * $3)) 5 "${room[@]}"
+    part "gridvfs-dedicated$1" "gridvfs, one user of the files: $2 small files" $((8 * $3)) 5 "${room[@]}"
+    part "sshfs$1" "sshfs: $2 small files" $((60 * $3)) 3 sshfs "${room[@]}"
+    part "sshfs-many$1" "sshfs with 4 connections: $2 small files" $((60 * $3)) 3 sshfs "${room[@]}"
+    part "rclone$1" "rclone: $2 small files" $((45 * $3)) 3 rclone "${room[@]}"
+    part "scp$1" "scp -r: $2 small files" $((35 * $3)) 3 scp "${room[@]}"
 }
 
 # --- The peers ---------------------------------------------------------------------------

@@ -25,7 +25,7 @@ pub struct Part {
     pub seconds: u64,
     /// How often it is run for a median.
     pub repeats: u32,
-    /// What must be here: `root`, `disk:MIB` and `memory:MIB` (free space), or a program.
+    /// What must be here: `root`, `disk:MIB` and `memory:MIB` (free space), `kernel-nfs`, or a program.
     #[serde(default)]
     pub needs: Vec<String>,
 }
@@ -110,6 +110,11 @@ pub fn disk() -> PathBuf {
 fn missing(need: &str) -> Option<String> {
     if need == "root" {
         return (!nix::unistd::geteuid().is_root()).then(|| "needs root".into());
+    }
+    if need == "kernel-nfs" {
+        let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+        let is_there = known.lines().any(|line| line.split_whitespace().last() == Some("nfs"));
+        return (!is_there).then(|| "this machine's kernel has no NFS client".into());
     }
     for (prefix, folder) in [("disk:", disk()), ("memory:", "/dev/shm".into())] {
         if let Some(mib) = need.strip_prefix(prefix).and_then(|mib| mib.parse::<u64>().ok()) {

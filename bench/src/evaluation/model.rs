@@ -19,6 +19,7 @@ use super::summary::{Group, Summary};
 
 /// Bits under way: 4 stripes with the 2 MiB that OpenSSH grants a channel.
 const WINDOW_BITS: f64 = 4.0 * 2.0 * 1024.0 * 1024.0 * 8.0;
+const MIB: f64 = 1048576.0;
 /// Links that n and W are found with; the others are predicted.
 const FITTED: [&str; 2] = ["LAN", "WAN"];
 
@@ -99,20 +100,20 @@ impl Model {
         let find =
             |metric: &str| groups.iter().find(|g| g.experiment == "links" && g.metric == metric);
         let (Some(time), Some(bytes), Some(rtt), Some(rate)) =
-            (find("time"), find("bytes"), find("round trip"), find("rate"))
+            (find("time"), find("bytes over the link"), find("round trip"), find("rate"))
         else {
             return Self::default();
         };
         let link = |name: &str| {
             let only = |group: &Group| Some(group.cell(name, group.xs.first()?)?.median);
-            Some(Link { rtt: only(rtt)?, rate: only(rate)? })
+            Some(Link { rtt: only(rtt)? / 1e3, rate: only(rate)? * 1e6 })
         };
         let mut model = Self::default();
         for name in &time.xs {
             let point = |on: &str| Some((link(on)?, time.cell(on, name)?.median));
             let (Some(near), Some(far)) = (point(FITTED[0]), point(FITTED[1])) else { continue };
             let Some(carried) = bytes.cell(FITTED[1], name) else { continue };
-            let workload = Workload::fit(near, far, carried.median);
+            let workload = Workload::fit(near, far, carried.median * MIB);
             model.workloads.push((name.clone(), workload));
             for series in time.series.iter().filter(|s| !FITTED.contains(&s.as_str())) {
                 if let (Some(link), Some(measured)) = (link(series), time.cell(series, name)) {

@@ -38,7 +38,9 @@ const GRID: RGBColor = RGBColor(222, 222, 222);
 /// Values further apart than this are shown on a logarithmic axis.
 const LOG_FROM: f64 = 30.0;
 /// Bars beyond this many have no figures on them.
-const LABELLED_BARS_MAX: usize = 28;
+const LABELLED_BARS_MAX: usize = 60;
+/// Room above the highest bar for such a figure, which stands on its end where bars are narrow.
+const LABEL_ROOM: f64 = 34.0;
 
 /// What is drawn.
 pub struct Figure<'a> {
@@ -133,6 +135,15 @@ fn nice(step: f64) -> f64 {
     [1.0, 2.0, 5.0].map(|n| n * power).into_iter().find(|n| *n >= step).unwrap_or(10.0 * power)
 }
 
+/// A number with two digits that count.
+fn brief(value: f64) -> String {
+    if value.abs() >= 10.0 || value == 0.0 {
+        return shown(value.round());
+    }
+    let power = 10f64.powf(1.0 - value.abs().log10().floor());
+    shown((value * power).round() / power)
+}
+
 struct Canvas<DB: DrawingBackend> {
     area: DrawingArea<DB, Shift>,
     scale: u32,
@@ -202,9 +213,11 @@ where
             cells.flat_map(|cell| [cell.min, cell.max]).collect::<Vec<_>>()
         };
         let values: Vec<f64> = group.xs.iter().flat_map(spread).collect();
-        let y = Scale::over(&values, true, (frame.bottom, frame.top));
+        let numbers = group.numbers();
+        let room = if numbers.is_none() { f64::from(self.px(LABEL_ROOM)) } else { 0.0 };
+        let y = Scale::over(&values, true, (frame.bottom, frame.top + room));
         self.y_axis(&frame, &y, figure.y_label)?;
-        match group.numbers() {
+        match numbers {
             Some(numbers) => self.lines(&frame, &y, group, &numbers)?,
             None => self.bars(&frame, &y, group)?,
         }
@@ -292,7 +305,7 @@ where
         let most = group.xs.iter().map(|x| present(x).len()).max().unwrap_or(1).max(1);
         let all: usize = group.xs.iter().map(|x| present(x).len()).sum();
         let width = (slot * 0.8 / most as f64).min(f64::from(self.px(70.0)));
-        let values = self.style(if most > 6 { 10.0 } else { 11.0 }, false);
+        let mut labels = Vec::new();
         for (place, x) in group.xs.iter().enumerate() {
             let middle = frame.left + slot * (place as f64 + 0.5);
             let cells = present(x);
@@ -303,19 +316,29 @@ where
                 self.block([(from, top), (to, bottom)], COLOURS[number % COLOURS.len()])?;
                 let centre = i32::midpoint(from, to);
                 self.spread(centre, cell, y)?;
-                if all <= LABELLED_BARS_MAX {
-                    let above = y.at(cell.max).min(top) - self.px(3.0);
-                    self.text(
-                        &shown(cell.median),
-                        (centre, above),
-                        &values,
-                        HPos::Center,
-                        VPos::Bottom,
-                    )?;
-                }
+                labels.push((brief(cell.median), centre, y.at(cell.max).min(top) - self.px(3.0)));
                 left += width;
             }
             self.category(x, middle.round() as i32, bottom, slot)?;
+        }
+        if all <= LABELLED_BARS_MAX {
+            self.figures_on_bars(&labels, width)?;
+        }
+        Ok(())
+    }
+
+    /// Figures above bars; on their end if one is wider than a bar.
+    fn figures_on_bars(&self, labels: &[(String, i32, i32)], width: f64) -> Result<()> {
+        let style = self.style(11.0, false);
+        let fit = labels.iter().all(|(text, ..)| f64::from(self.width(text, &style)) < width);
+        for (text, centre, above) in labels {
+            if fit {
+                self.text(text, (*centre, *above), &style, HPos::Center, VPos::Bottom)?;
+            } else {
+                // Turned, a text's left end is the lower one.
+                let turned = style.transform(FontTransform::Rotate270);
+                self.text(text, (*centre, *above), &turned, HPos::Left, VPos::Center)?;
+            }
         }
         Ok(())
     }

@@ -29,6 +29,8 @@ const FIGURES: [(&str, &str, &str); 6] = [
     ("clone", "time", "Figure 6: clones in sequence, to the first answer"),
     ("clone", "total of 8", "Table 2: eight clones"),
 ];
+const CONDITIONS: [(&str, &str); 3] =
+    [("links", "round trip"), ("links", "rate"), ("fleet", "processors")];
 /// A table with more columns than this is turned.
 const COLUMNS_MAX: usize = 8;
 /// Links far beyond this machine, for which the model is asked: name, s, bit/s.
@@ -133,9 +135,10 @@ fn file_of(group: &Group) -> String {
     file.trim_matches('-').into()
 }
 
-/// One figure alone needs none drawn.
+/// One or two values need no figure, nor do the conditions under which others were measured.
 fn is_drawn(group: &Group) -> bool {
-    group.series.len() * group.xs.len() > 2
+    let name = (group.experiment.as_str(), group.metric.as_str());
+    !CONDITIONS.contains(&name) && group.series.len() * group.xs.len() > 2
 }
 
 fn machine(data: &Data) -> String {
