@@ -34,7 +34,7 @@ parts() { # FULL
     part sshfs-many-clone "sshfs with 4 connections: the same" 25 3 sshfs "${CLONE_NEEDS[@]}"
     part rclone-clone "rclone: the same" 25 3 rclone "${CLONE_NEEDS[@]}"
     part scp-clone "scp: the same" 60 3 scp "${CLONE_NEEDS[@]}"
-    part kernel-nfs "a kernel's own NFS client: large files" 1 3 root kernel-nfs
+    part kernel-nfs "a kernel's own NFS client, in a guest: large and small files" 60 3 root qemu-system-x86_64 ganesha.nfsd "${room[@]}"
 }
 
 tree_parts() { # SUFFIX FILES FACTOR
@@ -74,6 +74,7 @@ chosen_peer() {
         qemu-ssh) series="QEMU ssh" peer=qemu ;;
         qemu-nfs) series="QEMU nfs" peer=qemu ;;
         nfs-cp) series=nfs-cp peer=nfs-cp ;;
+        kernel-nfs) series="kernel NFS" peer=kernel words=("rsize=1048576,wsize=1048576,nocto,actimeo=3600") ;;
     esac
     note "$series" "options: ${words[*]:-${options:-the defaults}}"
     [[ -z $relayed ]] || note "$series" "by an ordinary user: over the relay, and the kernel's caches were not dropped"
@@ -227,6 +228,61 @@ nfs_cp_large() {
     tool_large
 }
 
+# The kernel is a guest's, whose network is QEMU's: by its processors and network it is slower than one
+# of this machine would be, but it waits for the link as that would.
+kernel_needed() {
+    client=$here/guest/nfs-client.sh
+    [[ -x $client ]] || cannot "there is no guest with an NFS client here"
+    in_group "$client" build "${CARGO_TARGET_DIR:-$root/target}/nfs-client" >&2 ||
+        cannot "the guest with an NFS client cannot be made here"
+}
+kernel_nfs() {
+    local what begin end
+    FILES=$TREE
+    small_files
+    nfs_up
+    cat >"$work/script" <<'SCRIPT'
+mkdir -p /mnt/far
+again() {
+    cd /
+    umount /mnt/far 2>/dev/null || true
+    mount -i -t nfs -o "vers=3,proto=tcp,port=$PORT,mountport=$MOUNT_PORT,mountproto=tcp,nolock,addr=$ADDRESS,$OPTIONS" \
+        "$ADDRESS:$EXPORT" /mnt/far
+    cd /mnt/far
+}
+now() { cut -d ' ' -f 1 /proc/uptime; }
+timed() { # NAME COMMAND...
+    what=$1 begin=$(now)
+    shift
+    "$@" 2>/dev/null
+    echo "TOOK $what $begin $(now)"
+}
+write() { dd if=/tmp/large of=written bs=1M conv=fsync; cd /; umount /mnt/far; }
+again
+timed cold dd if=large of=/tmp/large bs=1M
+timed again dd if=large of=/dev/null bs=1M
+again
+timed warm dd if=large of=/dev/null bs=1M
+timed tree tar -cf /tmp/tree.tar tree
+timed write write
+SCRIPT
+    "${near[@]}" "$client" run "${CARGO_TARGET_DIR:-$root/target}/nfs-client" "$work/script" --memory 1536 --timeout 900 \
+        "PORT=$(cat "$work/ganesha/port")" "MOUNT_PORT=$(cat "$work/ganesha/mount_port")" "ADDRESS=$far_address" \
+        "EXPORT=$work/far" "OPTIONS=${words[0]}" </dev/null >"$work/guest.words" ||
+        die "the guest: $(tail -n 3 "$work/guest.words")"
+    compared "$work/far/written" "$work/far/large" "$series"
+    while read -r _ what begin end; do
+        took=$(calc "($end - $begin) * 1e6")
+        case $what in
+            tree) tree_seconds_of cold ;;
+            again) sample "$series" "read again" sequential MiB/s "$(rate_of)" ;;
+            write) sample "$series" "cold write" sequential MiB/s "$(rate_of)" ;;
+            *) sample "$series" "$what read" sequential MiB/s "$(rate_of)" ;;
+        esac
+    done < <(grep '^TOOK' "$work/guest.words")
+    note "$series" "in a guest under QEMU's CPU emulation, behind QEMU's user network: slower than a kernel on this machine would be; times by its clock; it has no disk cache"
+}
+
 # qemu_image NAME: what QEMU's driver calls the server's file.
 qemu_image() {
     if [[ $series == "QEMU nfs" ]]; then
@@ -326,7 +382,7 @@ scp_clone() {
 
 run_part() {
     case $1 in
-        kernel-nfs) cannot "no kernel with an NFS client is known here" ;;
+        kernel-nfs) kernel_needed ;;
         *-clone) golden_needed 1 ;;
     esac
     link_up 32ms 1gbit "$folder" or-relay
@@ -344,6 +400,7 @@ run_part() {
             case $1 in
                 scp) scp_large ;;
                 nfs-cp) nfs_cp_large ;;
+                kernel-nfs) kernel_nfs ;;
                 *) mounted_large ;;
             esac
             ;;

@@ -23,8 +23,8 @@ const WIDTH: u32 = 900;
 const HEIGHT: u32 = 520;
 /// A PNG has so many pixels for one of these.
 const PNG_SCALE: u32 = 2;
-/// Colours that can be told apart by (nearly) everybody: Okabe and Ito's.
-const COLOURS: [RGBColor; 8] = [
+/// Colours that can be told apart by (nearly) everybody: Okabe and Ito's, and two more.
+const COLOURS: [RGBColor; 10] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
     RGBColor(0, 158, 115),
@@ -33,6 +33,8 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(213, 94, 0),
     RGBColor(110, 110, 110),
     RGBColor(200, 185, 20),
+    RGBColor(120, 70, 20),
+    RGBColor(20, 20, 20),
 ];
 const GRID: RGBColor = RGBColor(222, 222, 222);
 /// Values further apart than this are shown on a logarithmic axis.
@@ -129,10 +131,10 @@ fn below(value: f64, least: f64) -> f64 {
     found.unwrap_or(power / 2.0)
 }
 
-/// The next of 1, 2, 5 and their tenfolds.
+/// The next of 1, 2, 2.5, 5 and their tenfolds.
 fn nice(step: f64) -> f64 {
     let power = 10f64.powf(step.log10().floor());
-    [1.0, 2.0, 5.0].map(|n| n * power).into_iter().find(|n| *n >= step).unwrap_or(10.0 * power)
+    [1.0, 2.0, 2.5, 5.0].map(|n| n * power).into_iter().find(|n| *n >= step).unwrap_or(10.0 * power)
 }
 
 /// A number with two digits that count.
@@ -228,9 +230,9 @@ where
             BLACK,
             1.0,
         )?;
-        let below =
-            (axis(f64::midpoint(frame.left, frame.right)), self.px(f64::from(HEIGHT) - 8.0));
-        self.text(figure.x_label, below, &self.style(14.0, false), HPos::Center, VPos::Bottom)?;
+        let middle = axis(f64::midpoint(frame.left, frame.right));
+        let below = (middle, corner.1 + self.px(LABEL_ROOM));
+        self.text(figure.x_label, below, &self.style(14.0, false), HPos::Center, VPos::Top)?;
         self.area.present().map_err(|error| anyhow!("{error}"))
     }
 
@@ -281,14 +283,14 @@ where
         self.text(&label, at, &style, HPos::Center, VPos::Top)
     }
 
-    fn spread(&self, x: i32, cell: Summary, y: &Scale) -> Result<()> {
+    fn spread(&self, x: i32, cell: Summary, y: &Scale, colour: RGBColor) -> Result<()> {
         if cell.min == cell.max {
             return Ok(());
         }
         let (low, high, half) = (y.at(cell.min), y.at(cell.max), self.px(3.0));
-        self.line(vec![(x, low), (x, high)], BLACK, 1.0)?;
+        self.line(vec![(x, low), (x, high)], colour, 1.0)?;
         for end in [low, high] {
-            self.line(vec![(x - half, end), (x + half, end)], BLACK, 1.0)?;
+            self.line(vec![(x - half, end), (x + half, end)], colour, 1.0)?;
         }
         Ok(())
     }
@@ -315,7 +317,7 @@ where
                 let top = y.at(cell.median);
                 self.block([(from, top), (to, bottom)], COLOURS[number % COLOURS.len()])?;
                 let centre = i32::midpoint(from, to);
-                self.spread(centre, cell, y)?;
+                self.spread(centre, cell, y, BLACK)?;
                 labels.push((brief(cell.median), centre, y.at(cell.max).min(top) - self.px(3.0)));
                 left += width;
             }
@@ -387,7 +389,7 @@ where
             for (number, name) in numbers.iter().zip(&group.xs) {
                 if let Some(cell) = group.cell(series, name) {
                     let point = (x.at(*number), y.at(cell.median));
-                    self.spread(point.0, cell, y)?;
+                    self.spread(point.0, cell, y, colour)?;
                     points.push(point);
                 }
             }
