@@ -11,10 +11,13 @@ make_golden() {
     shift
     if [[ ! -s $goldens/$name/state ]]; then
         "$root/bench/guest/debian.sh" "$guest" >&2
-        rm -rf "${goldens:?}/$name"
-        "$root/bench/guest/suspend.sh" "$guest" "$goldens/$name" --memory 320 --settle 10 "$@" >&2
+        suspend_golden "$guest" "$name" "$@"
     fi
     echo "$goldens/$name"
+}
+suspend_golden() { # GUEST NAME [OPTION...]
+    rm -rf "${goldens:?}/$2"
+    "$root/bench/guest/suspend.sh" "$1" "$goldens/$2" --memory 320 --settle 10 "${@:3}" >&2
 }
 meta_build() { # GOLDEN: a folder
     local words
@@ -66,20 +69,22 @@ scp_golden() { ${near[@]+"${near[@]}"} scp -q -r -F "$config" "gvhost:$work/far/
 
 CLONE_NEEDS=(qemu-system-x86_64 qemu-img zstd disk:6144 memory:3072)
 
-# vm NUMBER: sets `golden`. The first two are those of `make bench-clone`; each further one is the same
-# base with a little changed, booted apart.
+# vm NUMBER: sets `golden`. The first two are those of `make bench-clone`; each further one is the first
+# one's disk with a little changed, booted apart.
 vm() {
     local change
+    golden=$goldens/$(vm_name "$1")
+    [[ ! -s $golden/state ]] || return 0
     case $1 in
-        1) golden=$(make_golden debian) ;;
-        2) golden=$(make_golden debian-other --add "${goldens%/*}/guest-debian/other.tar") ;;
+        1) make_golden debian >&2 ;;
+        2) make_golden debian-other --add "${goldens%/*}/guest-debian/other.tar" >&2 ;;
         *)
             change=$(mktemp -d)
             mkdir -p "$change/root/etc" "$change/root/srv"
             echo "gridvfs-debian-$1" >"$change/root/etc/hostname"
             head -c 8M /dev/urandom >"$change/root/srv/own"
             tar -c --owner=0 --group=0 -f "$change/own.tar" -C "$change/root" .
-            golden=$(make_golden "debian-$1" --add "$change/own.tar")
+            suspend_golden "$goldens/debian" "${golden##*/}" --add "$change/own.tar"
             rm -rf "$change"
             ;;
     esac
@@ -89,13 +94,13 @@ vm() {
 golden_needed() {
     local number
     vms=()
-    for ((number = $1; number >= 1; number--)); do
-        # An array and a name set in a process of its own would be lost.
-        [[ -s $goldens/$(vm_name "$number")/state ]] || in_group vm_made "$number"
-        vm "$number"
-        kept "golden-${golden##*/}-$(stamp "$golden/qemu.args")" with_metadata "$golden"
-        vms=("$place" ${vms[@]+"${vms[@]}"})
+    for ((number = 1; number <= $1; number++)); do
+        in_group vm_made "$number"
+        kept "golden-$(vm_name "$number")-$(stamp "$goldens/$(vm_name "$number")/qemu.args")" \
+            with_metadata "$goldens/$(vm_name "$number")"
+        vms+=("$place")
     done
+    golden=$goldens/debian
 }
 vm_name() { case $1 in 1) echo debian ;; 2) echo debian-other ;; *) echo "debian-$1" ;; esac; }
 vm_made() { # NUMBER: one at a time
@@ -108,8 +113,8 @@ with_metadata() { # GOLDEN FOLDER
     cp --sparse=always "$1"/* "$2/"
     meta_build "$2"
 }
-# Puts the first VM on the server, as far/NAME, and clears the place for clones.
-golden_up() { # NAME
+# Puts a VM on the server, as far/golden, and clears the place for clones.
+golden_up() { # GOLDEN
     mkdir -p "$disk/clones"
-    cp --sparse=always -r "${vms[0]}" "$work/far/$1"
+    cp --sparse=always -r "$1" "$work/far/golden"
 }

@@ -187,8 +187,6 @@ part_scp() {
 }
 part_plain() {
     series="on demand, no metadata"
-    rm -rf "$work/far/golden"
-    cp --sparse=always -r "$golden" "$work/far/golden"
     programs_in_memory
     mount_golden
     clones "$mnt/golden" "$mnt/golden"
@@ -203,7 +201,10 @@ run_part() {
     esac
     golden_needed "$count"
     link_up 32ms 1gbit "$folder"
-    golden_up golden
+    case $name in
+        scp | plain) golden_up "$golden" ;;
+        *) golden_up "${vms[0]}" ;;
+    esac
     "part_${name//-/_}" "$count" "$how"
 }
 

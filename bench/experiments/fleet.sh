@@ -25,7 +25,7 @@ run_part() {
     local count=${1#at-once-} how
     golden_needed 1
     link_up 32ms 1gbit "$folder"
-    golden_up golden
+    golden_up "${vms[0]}"
     lan_up "$count" "$work/far/golden"
     fleet_up "$count"
     for how in cold warm; do

@@ -358,8 +358,13 @@ cloned_as() { # HOW
     sample "$series" "$1 clone" "bytes received" MiB "$(mib "$bytes")"
 }
 mounted_clone() {
-    golden_up golden
-    [[ $peer != gridvfs ]] || options=consistency=read-only-shared
+    if [[ $peer == gridvfs ]]; then
+        options=consistency=read-only-shared
+        note "$series" "clones: $options, and metadata (zero map, block hashes, compressed memory)"
+        golden_up "${vms[0]}"
+    else
+        golden_up "$golden"
+    fi
     # Programs and QEMU's firmware are in memory for all.
     forget
     local_clone
@@ -372,7 +377,7 @@ mounted_clone() {
     unmount_it
 }
 scp_clone() {
-    golden_up golden
+    golden_up "$golden"
     forget
     local_clone
     rm -rf "$disk/copy"

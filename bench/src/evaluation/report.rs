@@ -114,11 +114,14 @@ fn title_of(group: &Group) -> String {
     )
 }
 
-/// What is on the axes: a metric "A by B" has A on the y axis, B on the x axis.
+/// What is on the axes: a metric "A by B" has A on the y axis, B on the x axis. Categories tell
+/// themselves what they are.
 fn axes(group: &Group) -> (String, String) {
-    let (y, x) = group.metric.split_once(" by ").unwrap_or_else(|| {
-        (&group.metric, known(&group.experiment).map_or("", |(_, _, label)| label))
-    });
+    let of_experiment = known(&group.experiment).filter(|_| group.numbers().is_some());
+    let (y, x) = group
+        .metric
+        .split_once(" by ")
+        .unwrap_or_else(|| (&group.metric, of_experiment.map_or("", |(_, _, label)| label)));
     (format!("{y} ({})", group.unit), x.into())
 }
 

@@ -25,6 +25,8 @@ use super::results::{self, Missing, Results, SAMPLES_BYTES_MAX};
 
 /// How long a script may take to clear away what it has mounted and started.
 const CLEARING: Duration = Duration::from_secs(120);
+/// How long a script may take, besides ten times its estimate: some make a guest first, once.
+const SETTING_UP: Duration = Duration::from_secs(1800);
 /// A part that fails so often is not tried again in the same run.
 const FAILURES_MAX: u32 = 2;
 
@@ -313,7 +315,7 @@ impl Runner<'_> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut hangup = signal(SignalKind::hangup())?;
-        let limit = Duration::from_secs(600 + 10 * task.part.seconds);
+        let limit = SETTING_UP + Duration::from_secs(10 * task.part.seconds);
 
         let mut samples = Vec::new();
         // A daemon may hold the pipe open for longer than the script lives.
