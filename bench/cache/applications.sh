@@ -43,6 +43,7 @@ row_latex() {
     fi
     make_document "$work/far/latex"
     cp -a "$work/far/latex" "$disk/latex"
+    # shellcheck disable=SC2016 # expanded by the inner shell
     application latex 'rm -f main.aux main.log main.pdf main.toc' \
         'for run in 1 2 3; do echo again >>chapter$run.tex; pdflatex -interaction=batchmode main.tex || exit 1; done; test -s main.pdf'
 }
