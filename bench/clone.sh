@@ -63,8 +63,8 @@ if wants other && [[ -z $other ]]; then
 fi
 
 link_up "$rtt" "$rate" "$folder"
-cp --sparse=always -r "$golden" "$work/far/golden"
-if wants other; then cp --sparse=always -r "$other" "$work/far/other"; fi
+cp --sparse=always -rH "$golden" "$work/far/golden"
+if wants other; then cp --sparse=always -rH "$other" "$work/far/other"; fi
 # What is built on the server: without it, reads are plain ones.
 metadata=without
 if has meta build; then
