@@ -73,8 +73,14 @@ enum Verb {
     },
 }
 
-fn main() -> Result<ExitCode> {
-    let cli = Cli::parse();
+fn main() -> ExitCode {
+    run_verb(Cli::parse()).unwrap_or_else(|error| {
+        eprintln!("Error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run_verb(cli: Cli) -> Result<ExitCode> {
     match cli.verb {
         Verb::Run { chosen, results, repeats, full, minutes } => {
             let results = results.map_or_else(default_results, Ok)?;
