@@ -55,6 +55,20 @@ have() {
         { echo "needs its guest: make test-nfs-client builds it"; return 1; }
 }
 
+# Passes on what the script says, line by line; its status is the script's.
+told() {
+    local line begun="" code=99
+    while IFS= read -r line; do
+        line=${line%$'\r'}
+        case $line in
+            "GUEST END "*) code=${line##* } begun="" ;;
+            "GUEST BEGIN") begun=1 ;;
+            *) [[ -z $begun ]] || printf '%s\n' "$line" ;;
+        esac
+    done
+    return "$code"
+}
+
 run_script() {
     local script=${1:?} memory=256 cpus=1 accel=tcg timeout=300 status
     shift
@@ -84,12 +98,7 @@ run_script() {
     timeout --foreground "$timeout" qemu-system-x86_64 -nodefaults -display none -monitor none -serial stdio \
         -no-reboot -accel "$accel" -smp "$cpus" -m "$memory" -kernel "$outdir/vmlinuz" -initrd "$work/initrd.img" \
         -append "console=ttyS0 quiet loglevel=1 panic=-1 random.trust_cpu=on" -netdev user,id=net,restrict=off \
-        -device virtio-net-pci,netdev=net,romfile= |
-        awk -v RS='\r?\n' '
-            /^GUEST END / { code = $3; ended = 1; exit }
-            begun { print; fflush() }
-            /^GUEST BEGIN/ { begun = 1 }
-            END { exit ended ? code : 99 }' || status=$?
+        -device virtio-net-pci,netdev=net,romfile= | told || status=$?
     ((status != 99)) || say "the guest has not come to an end (in $timeout s)"
     return "$status"
 }
