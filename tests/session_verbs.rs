@@ -364,7 +364,10 @@ fn interrupted(rig: &Rig, word: &str, words: &[&str]) -> (Option<i32>, String) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/at-terminal.py");
     let command = verb(rig, words);
     let mut typed = rig.command("python3");
-    typed.args([script, "--once", word, "\x03"]).arg(command.get_program()).args(command.get_args());
+    typed
+        .args([script, "--once", word, "\x03"])
+        .arg(command.get_program())
+        .args(command.get_args());
     let output = typed.output().expect("runs");
     (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -381,7 +384,8 @@ fn a_write_back_that_is_interrupted_or_cancelled_leaves_what_was() {
     rig.umount();
     // What is found unsent is held back until somebody asks.
     rig.mount();
-    let link = |rig: &Rig, what: i32| rig.ssh_pids(rig.pid()).iter().for_each(|ssh| signal(*ssh, what));
+    let link =
+        |rig: &Rig, what: i32| rig.ssh_pids(rig.pid()).iter().for_each(|ssh| signal(*ssh, what));
     link(&rig, libc::SIGSTOP);
 
     let (status, text) = interrupted(&rig, "writing back", &["writeback", "@"]);

@@ -224,7 +224,7 @@ impl Node {
                 committed: 0,
                 flush_wanted: 0,
                 commit_wanted: 0,
-            all_wanted: 0,
+                all_wanted: 0,
                 handing: false,
                 committing: false,
                 flushing: false,

@@ -379,7 +379,7 @@ impl Control for SessionControl {
                 self.flush().await?;
                 json!({})
             }
- "cancel" => self.cancel()?,
+            "cancel" => self.cancel()?,
             "set" => self.set(arguments)?,
             "conflicts" => self.conflicts()?,
             "resolve" => self.resolve(arguments).await?,

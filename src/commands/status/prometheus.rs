@@ -130,7 +130,11 @@ fn add_session(metrics: &mut Metrics, status: &Value) {
     }
     let latency = &status["latency"];
     for (title, name, help) in [
-        ("requests", "gridvfs_request_duration_seconds", "How long requests of the kernel, or of a proxy's clients, took."),
+        (
+            "requests",
+            "gridvfs_request_duration_seconds",
+            "How long requests of the kernel, or of a proxy's clients, took.",
+        ),
         ("calls", "gridvfs_call_duration_seconds", "How long calls of the state server took."),
     ] {
         for (kind, times) in latency[title].as_object().into_iter().flatten() {
