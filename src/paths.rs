@@ -124,7 +124,8 @@ mod tests {
         let record = Record {
             name: "x".into(),
             source: "h:/".into(),
-            mountpoint: "/nonexistent/mnt".into(),
+            mountpoint: Some("/nonexistent/mnt".into()),
+            listen: Vec::new(),
             pid: 1,
             cache: None,
         };
