@@ -19,7 +19,7 @@ SCRIPTS := .ci/run $(wildcard bench/*.sh bench/cache/*.sh bench/experiments/*.sh
 	packaging/libvirt/qemu packaging/slurm/prolog packaging/slurm/epilog packaging/slurm/task-prolog
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-bench build demo test test-systemd test-slurm test-libvirt test-crash bench bench-quick bench-link bench-cache bench-fetch bench-clone bench-fleet fmt lint clean install bench-meta
+.PHONY: help deps deps-bench build demo test test-systemd test-slurm test-libvirt test-nfs-client test-crash bench bench-quick bench-link bench-cache bench-fetch bench-clone bench-fleet fmt lint clean install bench-meta
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,11 @@ test-slurm: ## The recipe of packaging/slurm in a Slurm of its own (needs root)
 test-libvirt: ## The recipe for libvirt: a pool on a mount, and the hook (needs root)
 	@$(DEPS) build test libvirt
 	$(CARGO) test -p gridvfs --profile $(PROFILE) --test libvirt -- --show-output
+
+test-nfs-client: ## A Linux kernel's NFS client, in a guest under QEMU, mounts a standing proxy (builds the guest once)
+	@$(DEPS) build test
+	@bench/guest/nfs-client.sh build $(or $(CARGO_TARGET_DIR),target)/nfs-client
+	$(CARGO) test -p gridvfs --profile $(PROFILE) --test nfs_client -- --show-output
 
 test-crash: ## The crash harness at length: 1,000 kills, 150 power losses
 	GRIDVFS_CRASH_KILLS=1000 GRIDVFS_CRASH_LOSSES=150 $(CARGO) test -p gridvfs-cache \
@@ -119,8 +124,10 @@ install: ## Install into $(DESTDIR)$(PREFIX) what `make build` built: command, u
 	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/gridvfs
 	for side in user system; do \
 		install -d $(DESTDIR)$(PREFIX)/lib/systemd/$$side && \
-		sed 's,=\(-\?\)gridvfs ,=\1$(PREFIX)/bin/gridvfs ,' 'packaging/systemd/'$$side'/gridvfs@.service' \
-			>$(DESTDIR)$(PREFIX)/lib/systemd/$$side/gridvfs@.service || exit 1; \
+		for unit in gridvfs@ gridvfs-proxy@; do \
+			sed 's,=\(-\?\)gridvfs ,=\1$(PREFIX)/bin/gridvfs ,' packaging/systemd/$$side/$$unit.service \
+				>$(DESTDIR)$(PREFIX)/lib/systemd/$$side/$$unit.service || exit 1; \
+		done; \
 	done
 	install -d $(DESTDIR)$(MOUNT_HELPERS)
 	for helper in mount umount; do \

@@ -3,11 +3,15 @@
 # proxy with a disk cache on this side of the emulated link. Each compute server is a network
 # namespace of its own, joined to the proxy's by a pair of virtual interfaces; each has a
 # session with an empty cache. A clone here is `gridvfs clone` and the reading of what a resume
-# may need: the whole memory file, the device state, kernel and initrd. (--resume has QEMU resume
-# them, too: on a machine of few cores eight guests wait for each other.)
+# may need: the whole memory file, the device state, kernel and initrd; no guest is started. With
+# --resume a second pair of rows has QEMU resume each, until its guest answers: on a machine of few
+# processors guests wait for each other.
 #
 # The paper's goals: all eight in at most 1.14 times the time of one, at most 1.05 times its bytes
 # over the link. Prints a table and leaves it in bench/results. A missed goal is an exit status of 1.
+# The compute servers, the proxy and the state server are all on this machine: the table says how
+# many seconds of its processors were used meanwhile, and how many of them by the proxy. Where that
+# is near the time times the number of processors, the time tells how fast this machine computes.
 set -euo pipefail
 
 usage() {
@@ -23,7 +27,7 @@ usage: fleet.sh [--sessions N] [--rounds N] [--golden DIR] [--size MIB] [--disk 
 USAGE
 }
 
-sessions=8 rounds=3 golden="" size=300 folder=/var/tmp rtt=32ms rate=1gbit resume=""
+sessions=8 rounds=3 golden="" size=300 folder=/var/tmp rtt=32ms rate=1gbit guests=""
 while (($#)); do
     case $1 in
         --sessions) sessions=${2:?}; shift 2 ;;
@@ -33,7 +37,7 @@ while (($#)); do
         --disk) folder=$(realpath "${2:?}"); shift 2 ;;
         --rtt) rtt=${2:?}; shift 2 ;;
         --rate) rate=${2:?}; shift 2 ;;
-        --resume) resume=yes; shift ;;
+        --resume) guests=yes; shift ;;
         -h | --help) usage; exit 0 ;;
         *) usage >&2; exit 2 ;;
     esac
@@ -92,32 +96,53 @@ lan_up "$sessions" "$work/far/golden"
 
 # --- Measuring --------------------------------------------------------------------------------
 
-fleet() { # N: sets `took` (s) and `bytes` (over the link, towards us)
+# fleet N read|resume: sets `took`, `spent` and `proxy_spent` (s), and `bytes` (over the link, towards us).
+fleet() {
+    resume=""
+    if [[ $2 == resume ]]; then resume=yes; fi
     fleet_up "$1"
     fleet_clone "$1"
     fleet_down "$1"
 }
 
 median() { sort -g | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
+modes=(read)
+if [[ -n $guests ]]; then
+    [[ -n $golden ]] || die "--resume needs a suspended VM (--golden DIR; make bench-clone makes one)"
+    modes+=(resume)
+fi
 for ((round = 1; round <= rounds; round++)); do
-    fleet 1
-    echo "$took $bytes" >>"$work/one"
-    say "one: $took s, $((bytes >> 20)) MiB"
-    fleet "$sessions"
-    echo "$took $bytes" >>"$work/all"
-    say "$sessions at once: $took s, $((bytes >> 20)) MiB"
+    for mode in "${modes[@]}"; do
+        for count in 1 "$sessions"; do
+            fleet "$count" "$mode"
+            echo "$took $bytes $spent $proxy_spent" >>"$work/$mode.$count"
+            say "$mode, $count at once: $took s, $((bytes >> 20)) MiB, $spent s of processors ($proxy_spent of the proxy)"
+        done
+    done
 done
-one_s=$(cut -d' ' -f1 "$work/one" | median) one_b=$(cut -d' ' -f2 "$work/one" | median)
-all_s=$(cut -d' ' -f1 "$work/all" | median) all_b=$(cut -d' ' -f2 "$work/all" | median)
-time_ratio=$(calc "$all_s / $one_s") byte_ratio=$(calc "$all_b / $one_b")
+column() { cut -d' ' -f"$3" "$work/$1.$2" | median; } # MODE COUNT NUMBER
 table=$results/fleet.md
+missed=
 {
     echo "Link: $rtt, $rate. $what. Medians of $rounds. $(nproc) processors for everything."
     echo
-    echo "| | seconds | MiB over the link |"
-    echo "|---|---|---|"
-    printf '| one clone through an empty LAN cache | %.2f | %.1f |\n' "$one_s" "$(calc "$one_b / 1048576")"
-    printf '| %s at once | %.2f | %.1f |\n' "$sessions" "$all_s" "$(calc "$all_b / 1048576")"
-    printf '| ratio (goal) | %.2f (1.14) | %.3f (1.05) |\n' "$time_ratio" "$byte_ratio"
-} | tee "$table"
-[[ $(calc "($time_ratio <= 1.14 && $byte_ratio <= 1.05)") == 1 ]] || { say "a goal is missed"; exit 1; }
+    echo "| | seconds | MiB over the link | seconds of processors | of these the LAN proxy's |"
+    echo "|---|---|---|---|---|"
+    for mode in "${modes[@]}"; do
+        case $mode in
+            read) words="memory and device state read whole, no guest" ;;
+            resume) words="resumed, until the guest answers" ;;
+        esac
+        for count in 1 "$sessions"; do
+            printf '| %s at once through an empty LAN cache: %s | %.2f | %.1f | %.2f | %.2f |\n' "$count" "$words" \
+                "$(column "$mode" "$count" 1)" "$(calc "$(column "$mode" "$count" 2) / 1048576")" \
+                "$(column "$mode" "$count" 3)" "$(column "$mode" "$count" 4)"
+        done
+        time_ratio=$(calc "$(column "$mode" "$sessions" 1) / $(column "$mode" 1 1)")
+        byte_ratio=$(calc "$(column "$mode" "$sessions" 2) / $(column "$mode" 1 2)")
+        printf '| ratio (goal) | %.2f (1.14) | %.3f (1.05) | | |\n' "$time_ratio" "$byte_ratio"
+        [[ $(calc "($time_ratio <= 1.14 && $byte_ratio <= 1.05)") == 1 ]] || missed=yes
+    done
+} >"$table"
+cat "$table"
+[[ -z $missed ]] || { say "a goal is missed"; exit 1; }

@@ -91,19 +91,21 @@ clone() { # NUMBER
         if [[ $file == memory || -e $mnt/$file ]]; then dd if="$mnt/$file" of=/dev/null bs=1M status=none; fi
     done
 }
-# Seconds that the processors of this machine have worked.
+# Seconds that the processors of this machine have worked, and that the proxy had of them.
 busy() { awk -v hz="$(getconf CLK_TCK)" '/^cpu / { print ($2 + $3 + $4 + $7 + $8) / hz }' /proc/stat; }
-# fleet_clone N: sessions 1 to N clone at once. Sets `took` and `spent` (s, of all processors), and
-# `bytes` (over the link, towards us).
+of_proxy() { awk -v hz="$(getconf CLK_TCK)" '{ print ($14 + $15) / hz }' "/proc/$proxy_pid/stat"; }
+# fleet_clone N: sessions 1 to N clone at once. Sets `took`, `spent` and `proxy_spent` (s; of all
+# processors, of the proxy), and `bytes` (over the link, towards us).
 fleet_clone() {
-    local number before begin worked pids=()
-    before=$(carried) worked=$(busy) begin=$(now)
+    local number before begin worked own pids=()
+    before=$(carried) worked=$(busy) own=$(of_proxy) begin=$(now)
     for ((number = 1; number <= $1; number++)); do
         clone "$number" 2>"$work/session$number/words" &
         pids+=($!)
     done
     for number in "${pids[@]}"; do wait "$number" || die "a clone failed: $(cat "$work"/session*/words | tail -n 3)"; done
     took=$(calc "($(now) - $begin) / 1e6") spent=$(calc "$(busy) - $worked")
+    proxy_spent=$(calc "$(of_proxy) - $own")
     sleep 0.5
     bytes=$(($(carried) - before))
 }

@@ -81,6 +81,8 @@ enum Command {
     Writeback(WriteBackArgs),
     /// Write back, then drop what the cache holds
     Flush(WriteBackArgs),
+    /// Take back a write-back or flush that is under way: what is not sent stays in the cache
+    Cancel(StatusArgs),
     /// Change a session's settings while it runs
     Set(SetArgs),
     /// Show a session's settings, and where each comes from
@@ -371,6 +373,8 @@ pub enum ProxyCommand {
     Daemon,
     /// Listen for NFSv3 clients
     Serve(ProxyServeArgs),
+    /// End a standing proxy: calls under way are finished, unsent data is sent or kept
+    Stop(WriteBackArgs),
     /// The keys of a standing proxy's clients
     #[command(subcommand)]
     Key(ProxyKeyCommand),
@@ -480,6 +484,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
         Command::Top(args) => commands::top::run(args),
         Command::Writeback(args) => commands::writeback::write_back(args),
         Command::Flush(args) => commands::writeback::flush(args),
+        Command::Cancel(args) => commands::writeback::cancel(args),
         Command::Set(args) => commands::set::run(args),
         Command::Config(args) => commands::config::run(args.command),
         Command::Conflicts(args) => commands::conflicts::run(args),

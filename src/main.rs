@@ -7,6 +7,7 @@ mod clone;
 mod commands;
 mod daemon;
 mod directories;
+mod interrupts;
 mod login;
 mod mountpoint;
 mod options;

@@ -14,16 +14,17 @@ use crate::session::Record;
 /// be one from the session's root already.
 pub fn in_session(record: &Record, typed: &Path) -> Result<Value> {
     let absolute = normal(&std::path::absolute(typed)?);
+    let mountpoint = record.mounted_on()?;
     let candidates = [
-        absolute.strip_prefix(&record.mountpoint).ok().map(Path::to_path_buf),
+        absolute.strip_prefix(mountpoint).ok().map(Path::to_path_buf),
         // By another way to the mount point, through a symbolic link.
         resolved(&absolute)
-            .and_then(|path| path.strip_prefix(&record.mountpoint).ok().map(Path::to_path_buf)),
+            .and_then(|path| path.strip_prefix(mountpoint).ok().map(Path::to_path_buf)),
     ];
     let path = candidates.into_iter().flatten().next().unwrap_or_else(|| normal(typed));
     let path = path.strip_prefix("/").unwrap_or(&path);
     if path.components().any(|part| part == Component::ParentDir) {
-        bail!("{} is not within {}", typed.display(), record.mountpoint.display());
+        bail!("{} is not within {}", typed.display(), mountpoint.display());
     }
     Ok(to_value(path.as_os_str().as_bytes()))
 }
@@ -123,7 +124,8 @@ mod tests {
         let record = Record {
             name: "x".into(),
             source: "h:/".into(),
-            mountpoint: "/nonexistent/mnt".into(),
+            mountpoint: Some("/nonexistent/mnt".into()),
+            listen: Vec::new(),
             pid: 1,
             cache: None,
         };

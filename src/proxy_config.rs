@@ -57,6 +57,8 @@ const MOUNT_ONLY: &[&str] = &[
 pub struct ProxyConfig {
     /// What it is called in logs and by other proxies.
     pub name: String,
+    /// Whether its file says so, and not that file's own name.
+    pub is_named: bool,
     /// Where it listens.
     pub listen: Vec<ListenAt>,
     /// The mode of its unix sockets.
@@ -176,8 +178,10 @@ impl ProxyConfig {
             Some(text) => u32::from_str_radix(&text, 8).ok().filter(|mode| *mode <= 0o777),
             None => Some(0o600),
         };
+        let given = top.text("name")?;
         Ok(Self {
-            name: top.text("name")?.unwrap_or_else(|| name.into()),
+            is_named: given.is_some(),
+            name: given.unwrap_or_else(|| name.into()),
             listen,
             socket_mode: socket_mode.context("socket_mode: a mode is expected, as in \"0660\"")?,
             key_file,

@@ -429,3 +429,159 @@ fn limits_hold_and_say_so() {
         assert!(said.contains(words), "{toml}: {said}");
     }
 }
+
+/// Runs a verb with `--json`, which must end so; returns what it said.
+fn verb(words: &[&str], status: i32) -> serde_json::Value {
+    let output = Command::new(gridvfs()).args(words).arg("--json").output().expect("runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{words:?}: {text}{error}");
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{words:?}: {error}: {text}"))
+}
+
+#[test]
+fn a_standing_proxy_is_a_session() {
+    let test = "a_standing_proxy_is_a_session";
+    let Some(rig) = Rig::new(test, Way::Local) else { return };
+    let name = format!("lan-{}", std::process::id());
+    let folder = rig.folder.join("proxy");
+    std::fs::create_dir(&folder).expect("folder");
+    let key = new_key(&folder, "alice");
+    let far = Proxy::start(
+        &rig.folder.join("far"),
+        &format!(
+            "listen_keyless = [\"127.0.0.1:0\"]\n[export.vms]\nsource = \"{}\"\n",
+            rig.export.display()
+        ),
+    );
+    let toml = format!(
+        "name = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\nkey_file = \"@/keys\"\n\
+         [export.vms]\nsource = \"gridvfs://{}/vms\"\n{SMALL_CACHE}write_policy = \"write-back\"\n\
+         writeback_delay = 600\nwriteback_age = 600\n[export.plain]\nsource = \"{}\"\n",
+        far.address(0),
+        rig.export.display()
+    );
+    let mut proxy = Proxy::start(&folder, &toml);
+    let source = format!("gridvfs://{}/vms", proxy.address(0));
+    let words = ["--key-file", key.to_str().expect("text"), "-o", "cache=off"];
+    let mount = Mount::new(&rig, "one", &source, &words);
+    std::fs::write(rig.export.join("read"), pattern(8, 1 << 20)).expect("writes");
+    assert!(std::fs::read(mount.point.join("read")).expect("reads").len() == 1 << 20);
+    shell(&mount.point, "head -c 300000 /dev/zero >f; sync f");
+
+    let listed = verb(&["sessions"], 0);
+    let own = listed.as_array().and_then(|rows| rows.iter().find(|row| row["name"] == *name));
+    let own = own.expect("listed");
+    assert_eq!((&own["alive"], &own["mountpoint"]), (&true.into(), &serde_json::Value::Null));
+    assert_eq!(own["listen"][0], proxy.address(0));
+    let status = verb(&["status", &name], 0);
+    assert_eq!(status["clients"][0]["name"], "alice");
+    assert!(status["clients"][0]["channels"].as_u64() > Some(0), "{status}");
+    assert!(status["clients"][0]["sent_bytes"].as_u64() > Some(1 << 20), "{status}");
+    assert!(status["clients"][0]["received_bytes"].as_u64() > Some(300_000), "{status}");
+    assert_eq!(status["exports"]["vms"]["cache"]["unsent_bytes"], 300_000, "{status}");
+    assert!(status["exports"]["vms"]["link"]["stripes"].is_u64());
+    assert!(status["exports"]["plain"]["cache"].is_null());
+    let show = |words: &[&str]| {
+        let output = run(Command::new(gridvfs()).args(words));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let metrics = show(&["status", "--prometheus", &name]);
+    for line in [
+        format!("gridvfs_client_channels{{session=\"{name}\",client=\"alice\"}} "),
+        format!("gridvfs_cache_unsent_bytes{{session=\"{name}/vms\"}} 300000"),
+        format!("gridvfs_link_up{{session=\"{name}/vms\"}} 1"),
+        format!("gridvfs_request_duration_seconds_count{{session=\"{name}\",kind=\"read\"}} "),
+    ] {
+        assert!(metrics.lines().any(|other| other.starts_with(&line)), "{line}: {metrics}");
+    }
+    let top = show(&["top", "--once", "--interval", "0.1", &name]);
+    assert!(top.contains("alice, ") && top.contains(&format!("{name}/vms  ")), "{top}");
+    let text = show(&["status", &name]);
+    assert!(text.contains("alice ") && text.contains("listening on"), "{text}");
+
+    // Its verbs, and what is none.
+    assert_eq!(verb(&["writeback", &name], 0)["written_back_bytes"], 300_000);
+    assert_eq!(std::fs::read(rig.export.join("f")).expect("there").len(), 300_000);
+    verb(&["flush", &name], 0);
+    assert_eq!(verb(&["cancel", &name], 0)["cancelled"], false);
+    for words in [
+        &["set", &name, "write_policy=write-back"][..],
+        &["umount", &name],
+        &["conflicts", &name],
+        &["cache", "status", &name],
+    ] {
+        assert_eq!(verb(words, 6)["code"], "refused");
+    }
+    let export = rig.export.display();
+    let twin = format!(
+        "name = \"{name}\"\nlisten_keyless = [\"127.0.0.1:0\"]\n[export.vms]\nsource = \"{export}\"\n"
+    );
+    let said = refusal(&rig.folder.join("twin"), &twin);
+    assert!(said.contains("runs already"), "{said}");
+
+    // SIGHUP: the settings that may change do, an error changes nothing.
+    let file = folder.join("proxy.toml");
+    let text = std::fs::read_to_string(&file).expect("its file");
+    let delay = |status: &serde_json::Value| {
+        status["exports"]["vms"]["cache"]["settings"]["writeback_delay"].as_f64()
+    };
+    std::fs::write(&file, text.replace("delay = 600", "delay = 500") + "read_only = true\n")
+        .expect("writes");
+    proxy.signal(libc::SIGHUP);
+    wait_for("the new delay", || delay(&verb(&["status", &name], 0)) == Some(500.0));
+    assert!(proxy.log().contains("at the next start"), "{}", proxy.log());
+    std::fs::write(&file, text.replace("delay = 600", "delai = 400")).expect("writes");
+    proxy.signal(libc::SIGHUP);
+    wait_for("a word about it", || proxy.log().contains("the settings stay as they were"));
+    assert_eq!(delay(&verb(&["status", &name], 0)), Some(500.0));
+    std::fs::write(&file, &text).expect("writes");
+
+    // Signals during each other, with unsent data and a client that goes on.
+    shell(&mount.point, "head -c 400000 /dev/zero >g; sync g");
+    for signal in [libc::SIGUSR1, libc::SIGHUP, libc::SIGUSR2, libc::SIGHUP, libc::SIGUSR1] {
+        proxy.signal(signal);
+    }
+    shell(&mount.point, "head -c 500000 /dev/zero >h; sync h");
+    mount.end();
+    proxy.signal(libc::SIGUSR2);
+    verb(&["proxy", "stop", &name], 0);
+    assert_eq!(verb(&["status", &name], 3)["code"], "no-session");
+    for (file, length) in [("g", 400_000), ("h", 500_000)] {
+        assert_eq!(std::fs::read(rig.export.join(file)).expect("there").len(), length);
+    }
+
+    // Killed: its record says so until somebody clears it.
+    proxy.start_again();
+    proxy.kill();
+    assert_eq!(verb(&["status", &name], 8)["code"], "silent");
+    verb(&["umount", &name], 0);
+    assert_eq!(verb(&["status", &name], 3)["code"], "no-session");
+}
+
+#[test]
+fn a_loop_that_comes_about_while_it_runs_ends_it() {
+    let test = "a_loop_that_comes_about_while_it_runs_ends_it";
+    let Some(rig) = Rig::new(test, Way::Local) else { return };
+    let start = |name: &str, source: &str| {
+        let toml = format!(
+            "listen_keyless = [\"unix:@/s\"]\n[export.vms]\nsource = \"{source}\"\ncache = \"off\"\n"
+        );
+        Proxy::start(&rig.folder.join(name), &toml)
+    };
+    let folder = rig.folder.display();
+    let mut first = start("first", &rig.export.display().to_string());
+    shell(&rig.folder, "ln -s first/s way");
+    let mut second = start("second", &format!("gridvfs+unix:{folder}/way:/vms"));
+    let third = start("third", &format!("gridvfs+unix:{folder}/second/s:/vms"));
+    // The way that led to the files leads back now.
+    shell(&rig.folder, "ln -sfn third/s way");
+    first.kill();
+    // It asks again from time to time, and when it is told to.
+    wait_for("the end of it", || {
+        second.signal(libc::SIGHUP);
+        second.has_ended()
+    });
+    assert!(second.log().contains("the cascade is a loop"), "{}", second.log());
+    drop(third);
+}

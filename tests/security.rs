@@ -613,6 +613,13 @@ fn nobody_acts_whom_the_table_does_not_give() {
         return skipped(test, "needs root (to act as others)");
     }
     let Some(rig) = rig(test) else { return };
+    let directory = format!("source = \"{}\"\n", rig.export.display());
+    the_table_decides(&rig, &directory);
+}
+
+/// One who is in the table, one who is another, and those who are not in it, at a proxy with a cache;
+/// `upstream` is its lines of an export.
+fn the_table_decides(rig: &Rig, upstream: &str) {
     let count = Count::default();
     shell(
         &rig.export,
@@ -624,10 +631,9 @@ fn nobody_acts_whom_the_table_does_not_give() {
     let proxy = Proxy::start(
         &rig.folder.join("proxy"),
         &format!(
-            "listen_keyless = [\"unix:@/socket\"]\n[export.vms]\nsource = \"{}\"\ncache = \"on\"\n\
+            "listen_keyless = [\"unix:@/socket\"]\n[export.vms]\n{upstream}cache = \"on\"\n\
              cache_size = \"64M\"\ncache_banks = 4\n[identity]\nmap_uid = [\"1000-1001:51000\"]\n\
              map_gid = [\"100:500\", \"200-209:600\"]\n",
-            rig.export.display()
         ),
     );
     let mut channel = Channel::unix(&proxy.folder.join("socket"));
@@ -706,6 +712,114 @@ fn nobody_acts_whom_the_table_does_not_give() {
     assert_eq!(shell(&rig.export, "stat -c %u:%g made").trim(), "51000:500");
     assert!(ask(&one, nfs3::GETATTR, &|to| file.handle.encode(to)).is_ok(), "he goes on");
     count.is(350);
+}
+
+/// Where NFS-Ganesha serves what `rig` exports, as lines of an export and as words of the command.
+fn ganesha(rig: &Rig) -> (String, [String; 3]) {
+    let (port, mount_port) = (rig.port("ganesha/port"), rig.port("ganesha/mount_port"));
+    let export = rig.export.display();
+    (
+        format!("source = \"nfs://127.0.0.1:{port}{export}\"\nmountport = {mount_port}\n"),
+        [
+            format!("--export={export}"),
+            format!("--nfs=127.0.0.1:{port}"),
+            format!("--mount-port={mount_port}"),
+        ],
+    )
+}
+
+#[test]
+fn the_table_decides_before_an_nfs_server_too() {
+    let test = "the_table_decides_before_an_nfs_server_too";
+    let Some(rig) = Rig::new(test, Way::Nfs) else { return };
+    let (upstream, _) = ganesha(&rig);
+    the_table_decides(&rig, &upstream);
+
+    // Whom it does not give, squashed; and by a mount, with more groups than AUTH_SYS carries.
+    let mut proxy = Proxy::start(
+        &rig.folder.join("squash"),
+        &format!(
+            "listen_keyless = [\"unix:@/socket\"]\n[export.vms]\n{upstream}cache = \"off\"\n\
+             [identity]\nmap_uid = [\"1000-1001:51000\"]\nmap_gid = [\"100:500\", \"200-209:600\"]\n\
+             unmapped = \"squash\"\nsquash_to = \"61000:61001\"\n"
+        ),
+    );
+    let mount = rig.folder.join("squash-mnt");
+    std::fs::create_dir(&mount).expect("folder");
+    let source = format!("gridvfs+unix:{}/socket:/vms", proxy.folder.display());
+    let options = "cache=off,allow_other,attr_timeout=0,entry_timeout=0";
+    run(rig.command(gridvfs()).arg("mount").arg(&source).arg(&mount).args(["-o", options]));
+    let as_who = |uid: u32, gid: u32, groups: &str, script: &str| {
+        let mut command = Command::new("setpriv");
+        command.args([format!("--reuid={uid}"), format!("--regid={gid}")]);
+        match groups {
+            "" => command.arg("--clear-groups"),
+            groups => command.arg(format!("--groups={groups}")),
+        };
+        let output = command.args(["sh", "-c", script]).current_dir(&mount).output().expect("runs");
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).trim().to_string())
+    };
+    assert_eq!(as_who(1000, 100, "", "cat one/file"), (true, "one".into()));
+    assert!(as_who(1000, 100, "", "echo x >by-one").0);
+    assert!(as_who(4000, 4000, "500,605", "echo x >by-stranger; ! cat one/file; ! cat shared").0);
+    assert!(as_who(0, 0, "", "echo x >by-root; ! cat one/file").0, "root is squashed");
+    let owners = shell(&rig.export, "stat -c %u:%g by-one by-stranger by-root");
+    assert_eq!(owners, "51000:500\n61000:61001\n61000:61001\n");
+    assert_eq!(as_who(1000, 100, "", "stat -c %u:%g by-one").1, "1000:100");
+    // The kernel keeps them in order: 205 is the fifth, or the last of 21.
+    let many = |first: u32| (first..first + 20).map(|group| group.to_string()).collect::<Vec<_>>();
+    assert_eq!(as_who(1000, 100, &many(201).join(","), "cat shared"), (true, "group".into()));
+    let beyond = format!("{},205", many(150).join(","));
+    assert!(!as_who(1000, 100, &beyond, "cat shared").0, "bounded to 16");
+    assert_eq!(as_who(1000, 100, &beyond, "cat one/file"), (true, "one".into()), "and no error");
+    run(rig.command(gridvfs()).arg("umount").arg(&mount));
+    proxy.stop();
+}
+
+#[test]
+fn a_forwarder_of_a_plain_user_acts_as_that_user_alone() {
+    let test = "a_forwarder_of_a_plain_user_acts_as_that_user_alone";
+    let Some(rig) = Rig::new(test, Way::Nfs) else { return };
+    let count = Count::default();
+    let (user, folder) = (61184, rig.folder.join("plain"));
+    shell(
+        &rig.folder,
+        &format!(
+            "mkdir plain; chown {user}:{user} plain; chmod 777 export; cd export; \
+             echo root >of-root; chmod 600 of-root; echo one >of-one; chown 1000 of-one; chmod 600 of-one"
+        ),
+    );
+    let (_, words) = ganesha(&rig);
+    let listen = format!("--listen=unix:{}/socket", folder.display());
+    let mut command = Command::new("setpriv");
+    command.args([&format!("--reuid={user}"), &format!("--regid={user}"), "--clear-groups"]);
+    command.arg(gridvfs()).args(["proxy", "serve", "--keyless"]).arg(listen).args(words);
+    command.env("XDG_STATE_HOME", &folder).env("XDG_RUNTIME_DIR", &folder).current_dir("/");
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("starts");
+    let mut line = String::new();
+    let _ = BufReader::new(child.stdout.take().expect("output")).read_line(&mut line);
+    assert!(line.starts_with("listening on"), "{line}");
+    let mut channel = Channel::unix(&folder.join("socket"));
+    let root = channel.mount("", &rig.export.display().to_string()).expect("mounts");
+    // Whoever a client says it is.
+    for uid in [0, 1000, 51000] {
+        let caller = Caller { uid, gid: 0, groups: vec![0, 1000] };
+        for name in ["of-root", "of-one"] {
+            let file = channel.lookup("", &root, name).expect("there");
+            let wanted = ReadArgs { file, offset: 0, count: 10 };
+            let program = (nfs3::PROGRAM, nfs3::VERSION, nfs3::READ);
+            let outcome = channel.call(credential("", &caller), program, &wanted);
+            count.note(outcome.is_ok(), &format!("{name} read by {uid}"));
+        }
+        let made = mkdir(&root, &format!("made-{uid}"));
+        let program = (nfs3::PROGRAM, nfs3::VERSION, nfs3::MKDIR);
+        assert!(channel.call(credential("", &caller), program, &made).is_ok());
+        let owner = shell(&rig.export, &format!("stat -c %u:%g made-{uid}"));
+        assert_eq!(owner.trim(), format!("{user}:{user}"));
+    }
+    count.is(6);
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 #[test]

@@ -358,3 +358,105 @@ fn a_name_is_told_from_a_mount_point() {
     assert_eq!(again.status.code(), Some(6), "{again:?}");
     assert!(umount(&one).status.success());
 }
+
+/// Runs a command on a terminal of its own, where Ctrl-C is typed at the first sight of a word.
+fn interrupted(rig: &Rig, word: &str, words: &[&str]) -> (Option<i32>, String) {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/at-terminal.py");
+    let command = verb(rig, words);
+    let mut typed = rig.command("python3");
+    typed
+        .args([script, "--once", word, "\x03"])
+        .arg(command.get_program())
+        .args(command.get_args());
+    let output = typed.output().expect("runs");
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn a_write_back_that_is_interrupted_or_cancelled_leaves_what_was() {
+    let test = "a_write_back_that_is_interrupted_or_cancelled_leaves_what_was";
+    if !common::installed("python3") {
+        return common::skipped(test, "needs python3 (a terminal)");
+    }
+    let kept = format!("{LAZY},at_end=preserve");
+    let Some(mut rig) = Rig::mounted_with(test, Way::Ssh, &[&kept]) else { return };
+    std::fs::write(rig.mountpoint.join("f"), vec![1; 300_000]).expect("write");
+    rig.umount();
+    // What is found unsent is held back until somebody asks.
+    rig.mount();
+    let link =
+        |rig: &Rig, what: i32| rig.ssh_pids(rig.pid()).iter().for_each(|ssh| signal(*ssh, what));
+    link(&rig, libc::SIGSTOP);
+
+    let (status, text) = interrupted(&rig, "writing back", &["writeback", "@"]);
+    assert_eq!(status, Some(130), "{text}");
+    assert!(text.contains("292.97 KiB not yet on the state server"), "{text}");
+    assert!(text.contains("goes on sending; gridvfs cancel"), "{text}");
+    assert_eq!(ends(&rig, &["cancel", "@"], 0)["cancelled"], true, "it went on");
+    eventually("the end of it", || ends(&rig, &["cancel", "@"], 0)["cancelled"] == false);
+
+    // Whoever waits for it is told.
+    let mut waiting = verb(&rig, &["writeback", "@", "--json"]);
+    let waiting = waiting.stdout(std::process::Stdio::piped()).spawn().expect("runs");
+    eventually("a write-back", || ends(&rig, &["cancel", "@"], 0)["cancelled"] == true);
+    let said = waiting.wait_with_output().expect("ends");
+    assert_eq!(said.status.code(), Some(4));
+    assert!(String::from_utf8_lossy(&said.stdout).contains("cancelled"), "{said:?}");
+
+    // umount: still mounted, with the settings that it had.
+    let (status, text) = interrupted(&rig, "writing back", &["umount", "--flush", "@"]);
+    assert_eq!(status, Some(130), "{text}");
+    assert!(text.contains("still mounted"), "{text}");
+    assert_eq!(rig.status()["cache"]["settings"]["at_end"], "preserve");
+    assert_eq!(ends(&rig, &["cancel", "@"], 0)["cancelled"], true);
+
+    // With the link there again it is held back as before.
+    link(&rig, libc::SIGCONT);
+    std::fs::write(rig.export.join("theirs"), b"here").expect("write");
+    eventually("the link", || std::fs::read(rig.mountpoint.join("theirs")).is_ok());
+    assert_eq!(rig.status()["cache"]["unsent_bytes"], 300_000);
+    ends(&rig, &["writeback", "@"], 0);
+    assert_eq!(std::fs::read(rig.export.join("f")).expect("there"), vec![1; 300_000]);
+
+    // The one at the end: the rest stays for the next mount.
+    ends(&rig, &["set", "@", "at_end=write-back"], 0);
+    std::fs::write(rig.mountpoint.join("g"), vec![2; 300_000]).expect("write");
+    let session = rig.status()["session"].as_str().expect("a name").to_string();
+    let pid = rig.pid();
+    link(&rig, libc::SIGSTOP);
+    signal(pid, libc::SIGTERM);
+    eventually("the end's write-back", || {
+        let output = verb(&rig, &["cancel", &session, "--json"]).output().expect("runs");
+        String::from_utf8_lossy(&output.stdout).contains("\"cancelled\":true")
+    });
+    let stat = format!("/proc/{pid}/stat");
+    eventually("it has ended", || {
+        std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "))
+    });
+    rig.mount();
+    assert_eq!(rig.status()["cache"]["unsent_bytes"], 300_000);
+    ends(&rig, &["writeback", "@"], 0);
+    assert_eq!(std::fs::read(rig.export.join("g")).expect("there"), vec![2; 300_000]);
+}
+
+#[test]
+fn of_two_that_want_a_name_at_once_one_gets_it() {
+    let test = "of_two_that_want_a_name_at_once_one_gets_it";
+    let Some(rig) = Rig::new(test, Way::Local) else { return };
+    let name = format!("race-{}", std::process::id());
+    let mounts: Vec<_> = (0..4)
+        .map(|number| {
+            let place = rig.folder.join(format!("place{number}"));
+            std::fs::create_dir_all(&place).expect("folder");
+            let mut command = rig.command(gridvfs());
+            command.arg("mount").arg(&rig.export).arg(&place).args(["--session", &name]);
+            command.stderr(std::process::Stdio::piped()).spawn().expect("runs")
+        })
+        .collect();
+    let ended = mounts.into_iter().map(|mount| mount.wait_with_output().expect("ends"));
+    let statuses: Vec<_> = ended.map(|output| output.status.code()).collect();
+    let (good, refused) = (Some(0), Some(6));
+    let count = |wanted| statuses.iter().filter(|status| **status == wanted).count();
+    assert_eq!((count(good), count(refused)), (1, 3), "{statuses:?}");
+    run(&mut verb(&rig, &["umount", &name]));
+}

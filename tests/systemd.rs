@@ -38,9 +38,32 @@ writeback_age = 3600
 END
 # As shipped, but that the test need not wait so long.
 for side in system user; do
-    mkdir -p /etc/systemd/$side/gridvfs@.service.d
-    printf '[Service]\nRestartSec=500ms\nTimeoutStopSec=4s\n' >/etc/systemd/$side/gridvfs@.service.d/test.conf
+    # A proxy may wait 5 s for calls under way before it begins to send.
+    for unit in gridvfs@:4 gridvfs-proxy@:7; do
+        mkdir -p /etc/systemd/$side/${unit%:*}.service.d
+        printf '[Service]\nRestartSec=500ms\nTimeoutStopSec=%ss\n' ${unit#*:} \
+            >/etc/systemd/$side/${unit%:*}.service.d/test.conf
+    done
 done
+
+mkdir -p /etc/gridvfs/proxies
+cat >/etc/gridvfs/proxies/lan.toml <<'END'
+listen = "127.0.0.1:7049"
+key_file = "/etc/gridvfs/lan.keys"
+[export.vms]
+source = "vm@stateserver:/srv/vms"
+write_policy = "write-back"
+writeback_delay = 3600
+writeback_age = 3600
+END
+gridvfs proxy key new alice --file /etc/gridvfs/lan.keys --out /etc/gridvfs/alice.key
+mkdir -p /home/alice/.config/gridvfs/proxies
+cat >/home/alice/.config/gridvfs/proxies/hers.toml <<'END'
+listen_keyless = "unix:/home/alice/proxy.sock"
+[export.vms]
+source = "vm@stateserver:/srv/vms"
+cache = "off"
+END
 
 hers=/home/alice/.config/gridvfs/sessions
 wants=/home/alice/.config/systemd/user/default.target.wants
@@ -152,6 +175,9 @@ fn units_and_helpers_work_in_a_real_systemd() {
     a_stop_takes_as_long_as_data_moves(&container);
     a_stop_with_the_link_cut_keeps_the_data(&container);
     a_users_unit_runs_without_a_login(&container);
+    a_standing_proxy_is_a_unit(&container);
+    a_users_proxy_is_a_unit(&container);
+    a_logout_with_unsent_data(&container);
     fstab_mounts_by_hand_at_access_and_as_a_user(&container);
     a_shutdown_writes_back(&container);
 }
@@ -159,6 +185,8 @@ fn units_and_helpers_work_in_a_real_systemd() {
 fn units_are_sound(container: &Container) {
     container.exec("systemd-analyze --man=no verify gridvfs@vms.service");
     container.alice("systemd-analyze --user --man=no verify gridvfs@work.service");
+    container.exec("systemd-analyze --man=no verify gridvfs-proxy@lan.service");
+    container.alice("systemd-analyze --user --man=no verify gridvfs-proxy@hers.service");
 }
 
 fn show(container: &Container, property: &str) -> String {
@@ -212,7 +240,8 @@ fn a_killed_mount_is_mounted_again(container: &Container) {
     container.exec(
         "systemctl start gridvfs@vms
          systemctl kill --kill-who=main --signal=KILL gridvfs@vms; systemctl stop gridvfs@vms
-         ! findmnt /mnt/vms && systemctl reset-failed gridvfs@vms",
+         if findmnt /mnt/vms; then exit 1; fi
+         systemctl reset-failed gridvfs@vms || true",
     );
 }
 
@@ -267,6 +296,123 @@ fn a_users_unit_runs_without_a_login(container: &Container) {
          cat vms/hers; systemctl --user stop gridvfs@work; ! mountpoint -q vms",
     );
     assert_eq!(container.on_server("hers"), "hers\n");
+}
+
+/// Mounts the proxy with Alice's key, which is at /etc/gridvfs/alice.key.
+const LAN: &str = "gridvfs mount gridvfs://127.0.0.1:7049/vms /mnt/lan --key-file /etc/gridvfs/alice.key \
+                   -o cache=off,timeout=10";
+
+fn a_standing_proxy_is_a_unit(container: &Container) {
+    // The upstream is away: starting waits for it. Type=notify: when it returns, clients can come.
+    container.exec(
+        "mkdir -p /mnt/lan; systemctl stop ssh
+         if timeout 1 systemctl start gridvfs-proxy@lan; then exit 1; fi
+         test \"$(systemctl is-active gridvfs-proxy@lan)\" = activating
+         systemctl start ssh; systemctl start gridvfs-proxy@lan",
+    );
+    container.exec(&format!("{LAN} && cat /mnt/lan/file"));
+    let words = container.exec("systemctl show --value -p StatusText gridvfs-proxy@lan");
+    assert_eq!(words, "vm@stateserver:/srv/vms listening on 127.0.0.1:7049");
+
+    // Reload: a key is gone at once, a setting counts, an error changes nothing and is shown.
+    let reload = |script: &str| {
+        container.exec(&format!(
+            "cd /etc/gridvfs; {script}; systemctl reload gridvfs-proxy@lan; sleep 0.3
+             systemctl show --value -p StatusText gridvfs-proxy@lan"
+        ))
+    };
+    let words = reload("sed -i 's/delay = 3600/delay = 1800/' proxies/lan.toml");
+    assert!(words.ends_with("listening on 127.0.0.1:7049"), "{words}");
+    let status = container.exec("gridvfs status lan --json");
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    let settings = &status["exports"]["vms"]["cache"]["settings"];
+    assert_eq!(settings["writeback_delay"], 1800.0, "{status}");
+    assert_eq!(status["clients"][0]["name"], "alice", "{status}");
+    let words = reload("sed -i 's/delay = 1800/delai = 1/' proxies/lan.toml");
+    assert!(words.contains("delai") && words.contains("stay as they were"), "{words}");
+    reload("sed -i 's/delai = 1/delay = 3600/' proxies/lan.toml");
+
+    // Killed, it comes again; the mount goes on, with what was unsent.
+    container.exec("echo proxied >/mnt/lan/proxied && sync /mnt/lan/proxied");
+    assert_eq!(container.on_server("proxied"), "");
+    container.exec(
+        "kill -9 $(systemctl show --value -p MainPID gridvfs-proxy@lan); sleep 0.1
+         for try in {1..100}; do systemctl -q is-active gridvfs-proxy@lan && break; sleep 0.1; done
+         cat /mnt/lan/proxied",
+    );
+    container.exec("gridvfs umount /mnt/lan; systemctl stop gridvfs-proxy@lan");
+    assert_eq!(container.on_server("proxied"), "proxied\n");
+    let result = container.exec("systemctl show --value -p Result gridvfs-proxy@lan");
+    assert_eq!(result, "success");
+
+    // 20 MiB at 16 Mbit/s take longer than TimeoutStopSec: it asks for more time.
+    container.exec(&format!(
+        "systemctl start gridvfs-proxy@lan; {LAN}
+         head -c 20M /dev/urandom >/mnt/lan/slow; sync /mnt/lan/slow; gridvfs umount /mnt/lan
+         tc qdisc add dev lo root tbf rate 16mbit burst 256k latency 400ms
+         start=$SECONDS; systemctl stop gridvfs-proxy@lan; took=$((SECONDS - start))
+         tc qdisc del dev lo root; echo \"stopping took $took s\" >&2; test $took -gt 7
+         test $(stat -c %s /srv/vms/slow) = $((20 << 20))"
+    ));
+    let result = container.exec("systemctl show --value -p Result gridvfs-proxy@lan");
+    assert_eq!(result, "success");
+    // A file that is wrong is not tried again.
+    container.exec(
+        "sed -i 's/^listen /lissen /' /etc/gridvfs/proxies/lan.toml
+         if systemctl start gridvfs-proxy@lan; then exit 1; fi
+         test $(systemctl show --value -p NRestarts gridvfs-proxy@lan) = 0
+         sed -i 's/^lissen /listen /' /etc/gridvfs/proxies/lan.toml; systemctl reset-failed gridvfs-proxy@lan || true",
+    );
+}
+
+fn a_users_proxy_is_a_unit(container: &Container) {
+    container.alice(
+        "systemctl --user start gridvfs-proxy@hers; mkdir -p near
+         gridvfs mount gridvfs+unix:$HOME/proxy.sock near -o cache=off; cat near/file
+         echo near >near/near; gridvfs umount near; gridvfs sessions | grep ^hers
+         systemctl --user stop gridvfs-proxy@hers",
+    );
+    assert_eq!(container.on_server("near"), "near\n");
+}
+
+/// Without lingering, and with processes of a session killed at its end.
+fn a_logout_with_unsent_data(container: &Container) {
+    container.exec(
+        "mkdir -p /etc/systemd/logind.conf.d
+         printf '[Login]\nKillUserProcesses=yes\nUserStopDelaySec=0\n' >/etc/systemd/logind.conf.d/test.conf
+         systemctl restart systemd-logind",
+    );
+    // By hand, within the session: the mount is told to end with it, and sends what it has.
+    let login = |script: &str| {
+        container.exec(&format!(
+            "systemd-run --quiet --wait --pipe -p PAMName=login -p User=alice \
+             bash -euo pipefail -c 'cd; {script}'"
+        ))
+    };
+    let session = login(
+        "mkdir -p byhand; gridvfs mount vm@stateserver:/srv/vms byhand \
+         -o write_policy=write-back,writeback_delay=3600; echo hand >byhand/hand; cat /proc/self/cgroup",
+    );
+    assert!(session.contains("/session-"), "no session of logind: {session}");
+    container.exec(
+        "for try in {1..150}; do findmnt /home/alice/byhand >/dev/null || break; sleep 0.1; done
+         ! findmnt /home/alice/byhand",
+    );
+    container.exec("for try in {1..150}; do test -s /srv/vms/hand && break; sleep 0.1; done");
+    assert_eq!(container.on_server("hand"), "hand\n");
+
+    // A unit without lingering: stopped with the user's manager, as by hand.
+    container.exec("loginctl disable-linger alice; sleep 0.5");
+    login(
+        "export XDG_RUNTIME_DIR=/run/user/$(id -u)
+         systemctl --user start gridvfs@work; echo logout >vms/logout",
+    );
+    container.exec(
+        "for try in {1..300}; do test -e /run/user/$(id -u alice) || break; sleep 0.1; done
+         ! test -e /run/user/$(id -u alice)",
+    );
+    assert_eq!(container.on_server("logout"), "logout\n");
+    container.exec("loginctl enable-linger alice");
 }
 
 fn fstab_mounts_by_hand_at_access_and_as_a_user(container: &Container) {

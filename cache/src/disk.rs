@@ -43,7 +43,7 @@ mod write;
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -58,7 +58,7 @@ use gridvfs_vfs::{
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::BufferLayer;
 use crate::blocks::Blocks;
@@ -126,6 +126,10 @@ pub(crate) struct Core {
     closing: AtomicBool,
     /// Unsent data stays here until somebody asks for it to be sent.
     held: AtomicBool,
+    /// How many write-backs of everything are under way.
+    write_backs: AtomicUsize,
+    /// Takes them back; how often that was done.
+    cancelled: watch::Sender<u64>,
     /// The last number of what was found unsent at the start.
     found_seq: u64,
     /// Bytes of the journal that have been released since old segments were last looked for.

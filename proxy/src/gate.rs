@@ -5,6 +5,7 @@
 //! those who come without. A guest can be sent away while it is being served.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use gridvfs_vfs::xdr::Decoder;
@@ -27,9 +28,23 @@ pub struct Export {
     pub seal: Option<Arc<Seal>>,
 }
 
+/// What a guest has asked for.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Channels that are open.
+    pub channels: AtomicU64,
+    /// Calls run, or answered from memory.
+    pub calls: AtomicU64,
+    /// Bytes of its calls.
+    pub received_bytes: AtomicU64,
+    /// Bytes of the replies.
+    pub sent_bytes: AtomicU64,
+}
+
 /// Somebody who is let in.
 pub struct Guest {
     name: String,
+    traffic: Traffic,
     /// `None`: whoever comes.
     key: Option<SessionKey>,
     exports: Vec<Export>,
@@ -39,12 +54,18 @@ pub struct Guest {
 impl Guest {
     /// Makes a guest who has a key, or who is anybody.
     pub fn new(name: impl Into<String>, key: Option<SessionKey>, exports: Vec<Export>) -> Self {
-        Self { name: name.into(), key, exports, revoked: watch::Sender::new(false) }
+        let (name, traffic, revoked) = (name.into(), Traffic::default(), watch::Sender::new(false));
+        Self { name, traffic, key, exports, revoked }
     }
 
     /// Returns the guest's name, for people.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Returns what the guest has asked for.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
     /// Returns what the guest may mount.
@@ -111,7 +132,12 @@ pub struct OneGuest(Arc<Guest>);
 impl OneGuest {
     /// Makes a gate for the guest.
     pub fn new(guest: Guest) -> Self {
-        Self(Arc::new(guest))
+        Self::of(Arc::new(guest))
+    }
+
+    /// The same for one that is seen elsewhere, too.
+    pub fn of(guest: Arc<Guest>) -> Self {
+        Self(guest)
     }
 }
 

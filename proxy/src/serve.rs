@@ -12,17 +12,19 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::gate::{Guest, OneGuest};
+use crate::gate::{Guest, OneGuest, Traffic};
 use crate::hops::HopBoard;
 use crate::room::Room;
-use crate::server::{Server, ServerOptions};
+use crate::server::{Server, ServerCounters, ServerOptions};
 use doors::Doors;
 use guesses::Peer;
 use keys::KeyGate;
@@ -109,8 +111,47 @@ impl Drop for Listener {
 pub struct Standing {
     listeners: Vec<(Listener, Arc<Server>)>,
     addresses: Vec<String>,
+    control: Arc<Control>,
+}
+
+/// What can be seen of a standing proxy, and be asked of it, while it serves.
+pub struct Control {
+    /// Those of the clients with keys and of those without, as far as there are such.
+    servers: Vec<Arc<Server>>,
     keys: Option<Arc<KeyRing>>,
+    keyless: Option<Arc<Guest>>,
     doors: Arc<Doors>,
+    stop: Notify,
+}
+
+impl Control {
+    /// Returns the clients that have called, or are connected, by name.
+    pub fn clients(&self) -> Vec<Arc<Guest>> {
+        let keyed = self.keys.iter().flat_map(|keys| keys.guests().to_vec());
+        let has_come = |guest: &Arc<Guest>| {
+            let Traffic { channels, calls, .. } = guest.traffic();
+            channels.load(Ordering::Relaxed) + calls.load(Ordering::Relaxed) > 0
+        };
+        let mut clients: Vec<_> =
+            keyed.chain(self.keyless.iter().cloned()).filter(has_come).collect();
+        clients.sort_by(|a, b| a.name().cmp(b.name()));
+        clients
+    }
+
+    /// Returns the counters: one set for clients with keys, one for those without.
+    pub fn counters(&self) -> impl Iterator<Item = &ServerCounters> {
+        self.servers.iter().map(|server| server.counters())
+    }
+
+    /// Returns how many channels are open, those of strangers among them.
+    pub fn channels(&self) -> usize {
+        *self.doors.channels.borrow()
+    }
+
+    /// Ends it, as SIGTERM does.
+    pub fn stop(&self) {
+        self.stop.notify_one();
+    }
 }
 
 /// Begins to listen.
@@ -125,7 +166,8 @@ pub async fn listen(config: ServeConfig) -> Result<Standing, ServeError> {
         })
     };
     let keyed = config.keys.clone().map(|keys| server(Arc::new(KeyGate(keys))));
-    let keyless = config.keyless.map(|guest| server(Arc::new(OneGuest::new(guest))));
+    let anybody = config.keyless.map(Arc::new);
+    let keyless = anybody.clone().map(|guest| server(Arc::new(OneGuest::of(guest))));
     let (mut listeners, mut addresses) = (Vec::new(), Vec::new());
     for at in &config.listen {
         let (listener, address) = listen_at(at, config.socket_mode).await?;
@@ -135,8 +177,14 @@ pub async fn listen(config: ServeConfig) -> Result<Standing, ServeError> {
             addresses.push(address);
         }
     }
-    let doors = Doors::new(clients_max.max(1));
-    Ok(Standing { listeners, addresses, keys: config.keys, doors })
+    let control = Arc::new(Control {
+        servers: keyed.into_iter().chain(keyless).collect(),
+        keys: config.keys,
+        keyless: anybody,
+        doors: Doors::new(clients_max.max(1)),
+        stop: Notify::new(),
+    });
+    Ok(Standing { listeners, addresses, control })
 }
 
 impl Standing {
@@ -145,38 +193,46 @@ impl Standing {
         &self.addresses
     }
 
-    /// Serves until SIGTERM or SIGINT; SIGHUP reads the key file again. Returns when the calls under
-    /// way are done.
-    pub async fn serve(self) -> Result<(), ServeError> {
+    /// Returns what can be seen and asked of it while it serves.
+    pub fn control(&self) -> Arc<Control> {
+        self.control.clone()
+    }
+
+    /// Serves until SIGTERM, SIGINT or [`Control::stop`]; SIGHUP reads the key file again, and then
+    /// calls `hang_up`. Returns when the calls under way are done.
+    pub async fn serve(self, hang_up: impl Fn()) -> Result<(), ServeError> {
+        let Control { keys, doors, stop, .. } = &*self.control;
         let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
-        let mut hang_up = signal(SignalKind::hangup()).map_err(ServeError::Signals)?;
+        let mut hangs_up = signal(SignalKind::hangup()).map_err(ServeError::Signals)?;
         let mut accepting = JoinSet::new();
         for (listener, server) in self.listeners {
-            let doors = self.doors.clone();
+            let doors = doors.clone();
             accepting.spawn(async move {
                 loop {
                     accept(&listener, &server, &doors).await;
                 }
             });
         }
-        if let Some(keys) = self.keys.clone() {
+        if let Some(keys) = keys.clone() {
             accepting.spawn(async move { keys.follow().await });
         }
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                _ = hang_up.recv() => {
-                    if let Some(keys) = &self.keys {
+                () = stop.notified() => break,
+                _ = hangs_up.recv() => {
+                    if let Some(keys) = keys {
                         keys.reload();
                     }
+                    hang_up();
                 }
             }
         }
         accepting.shutdown().await;
-        self.doors.stopping.send_replace(true);
-        let mut channels = self.doors.channels.subscribe();
+        doors.stopping.send_replace(true);
+        let mut channels = doors.channels.subscribe();
         let ended = channels.wait_for(|channels| *channels == 0);
         let _ = tokio::time::timeout(END_GRACE, ended).await;
         Ok(())

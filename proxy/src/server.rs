@@ -12,13 +12,14 @@ mod replay;
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use gridvfs_upstream::RecordReader;
 use gridvfs_vfs::rpc::{CallHeader, Refusal, ReplyHeader, record_mark};
 use gridvfs_vfs::xdr::{Decoder, Encoder, Xdr, padding};
-use gridvfs_vfs::{ext, nfs3};
+use gridvfs_vfs::{Durations, Histogram, ext, nfs3};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc};
 
@@ -37,9 +38,13 @@ const CALL_BYTES_MAX: usize = 32 << 20;
 /// The most buffers of one vectored write.
 const SLICES_MAX: usize = 64;
 
+/// What the times of calls are kept of.
+const CLASSES: [&str; 3] = ["small", "read", "write"];
+
 /// What clients have asked and been refused.
 #[derive(Debug, Default)]
 pub struct ServerCounters {
+    times: [Histogram; CLASSES.len()],
     /// Calls run.
     pub calls: AtomicU64,
     /// Calls without the session's key.
@@ -48,6 +53,23 @@ pub struct ServerCounters {
     pub garbled: AtomicU64,
     /// Calls answered from memory, or joined to one under way.
     pub replayed: AtomicU64,
+}
+
+impl ServerCounters {
+    /// Returns how long calls took, from when they came to their results: READ (and FETCH), WRITE, all
+    /// others.
+    pub fn times(&self) -> Vec<(&'static str, Durations)> {
+        CLASSES.into_iter().zip(self.times.iter().map(Histogram::snapshot)).collect()
+    }
+
+    fn took(&self, header: &CallHeader, time: Duration) {
+        let class = match (header.program, header.procedure) {
+            (nfs3::PROGRAM, nfs3::READ) | (ext::PROGRAM, ext::FETCH) => 1,
+            (nfs3::PROGRAM, nfs3::WRITE) => 2,
+            _ => 0,
+        };
+        self.times[class].record(time);
+    }
 }
 
 /// What a server serves, and to whom.
@@ -153,6 +175,7 @@ impl Server {
         let mut records = RecordReader::new(reader, RECORD_BYTES_MAX);
         // Who called last: calls of one channel are of one guest as a rule.
         let mut guest: Option<Arc<Guest>> = None;
+        let mut presence: Option<Presence> = None;
         loop {
             let record = tokio::select! {
                 record = records.next() => record,
@@ -197,6 +220,11 @@ impl Server {
                 }
             };
             let Some(caller) = guest.clone() else { break };
+            if presence.as_ref().is_none_or(|present| !Arc::ptr_eq(&present.0, &caller)) {
+                presence = Some(Presence::new(caller.clone()));
+            }
+            count(&caller.traffic().calls);
+            add(&caller.traffic().received_bytes, record.len());
             if header.procedure == nfs3::NULL {
                 // At once, whatever else waits: it is how clients see that we live.
                 let _ = replies.send((dispatch::null(&header), None));
@@ -284,6 +312,7 @@ impl Server {
             }
             Fate::Answer(reply) => {
                 count(&self.counters.replayed);
+                add(&guest.traffic().sent_bytes, bytes_of(&reply));
                 let _ = replies.send((reply, permits));
                 return;
             }
@@ -292,6 +321,7 @@ impl Server {
         drop(record);
         let fetched = fetch::size(&header, &arguments);
         let server = self.clone();
+        let began = Instant::now();
         // What belongs to none of the guest's exports is refused without being run.
         let blocking = guest.export_of(&arguments).is_some_and(|export| export.blocking)
             || (header.program == nfs3::mount::PROGRAM
@@ -303,6 +333,8 @@ impl Server {
                 guest: &guest,
             };
             let reply = dispatch::run(&context, &header, arguments).await;
+            server.counters.took(&header, began.elapsed());
+            add(&guest.traffic().sent_bytes, bytes_of(&reply));
             match ticket {
                 Some(ticket) => server.replays.finish(ticket, reply, permits),
                 // The channel may be gone: then nobody waits here for the reply.
@@ -354,7 +386,31 @@ enum Accepted {
 }
 
 fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
+    add(counter, 1);
+}
+
+fn add(counter: &AtomicU64, by: usize) {
+    counter.fetch_add(by as u64, Ordering::Relaxed);
+}
+
+fn bytes_of(record: &Record) -> usize {
+    record.iter().map(Bytes::len).sum()
+}
+
+/// A channel on which a guest is.
+struct Presence(Arc<Guest>);
+
+impl Presence {
+    fn new(guest: Arc<Guest>) -> Self {
+        count(&guest.traffic().channels);
+        Self(guest)
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.0.traffic().channels.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Makes the record of a refusal.

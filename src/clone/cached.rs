@@ -19,8 +19,10 @@ pub fn local_copy(golden: &Path) -> Option<PathBuf> {
     let record = session::list()
         .ok()?
         .into_iter()
-        .filter(|record| resolved.starts_with(&record.mountpoint))
-        .max_by_key(|record| record.mountpoint.components().count())?;
+        .filter_map(|record| Some((record.mountpoint.clone()?, record)))
+        .filter(|(mountpoint, _)| resolved.starts_with(mountpoint))
+        .max_by_key(|(mountpoint, _)| mountpoint.components().count())
+        .map(|(_, record)| record)?;
     let path = paths::in_session(&record, &resolved).ok()?;
     let mut client = Client::connect(&record).ok()?;
     client.limit(Some(PATIENCE)).ok()?;

@@ -2,9 +2,9 @@
 
 mod bootstrap;
 pub mod connect;
-mod control;
+pub mod control;
 mod files;
-mod manager;
+pub mod manager;
 mod remote;
 mod serve;
 mod signals;

@@ -3,6 +3,7 @@
 mod forced;
 mod keys;
 mod standing;
+mod stop;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -41,6 +42,7 @@ pub fn run(command: ProxyCommand) -> Result<ExitCode> {
             Ok(runtime()?.block_on(session::run_daemon()).map(|()| ExitCode::SUCCESS)?)
         }
         ProxyCommand::Serve(args) => serve(args),
+        ProxyCommand::Stop(args) => stop::run(args),
         ProxyCommand::Key(command) => keys::run(command),
         ProxyCommand::Forced { policy } => forced::run(&policy),
     }
@@ -133,7 +135,7 @@ fn serve(args: ProxyServeArgs) -> Result<ExitCode> {
         .await?;
         println!("listening on {}", standing.addresses().join(" "));
         let _ = std::io::stdout().flush();
-        Ok(standing.serve().await?)
+        Ok(standing.serve(|| {}).await?)
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::cli::{JsonArgs, StatusShowArgs};
 use crate::paths;
-use crate::report::{Exit, Hinted, bytes_text, print_json};
+use crate::report::{Exit, Hinted, bytes_text, count_text, print_json};
 use crate::session::{self, Client, Record};
 
 /// Lists this user's sessions.
@@ -23,7 +23,7 @@ pub fn list(args: JsonArgs) -> Result<ExitCode> {
             .map(|(record, alive)| {
                 json!({
                     "name": record.name, "source": record.source, "pid": record.pid,
-                    "mountpoint": record.mountpoint, "alive": alive,
+                    "mountpoint": record.mountpoint, "listen": record.listen, "alive": alive,
                     "socket": record.socket().ok(), "cache": record.cache,
                 })
             })
@@ -36,8 +36,7 @@ pub fn list(args: JsonArgs) -> Result<ExitCode> {
     }
     for (record, alive) in rows {
         let state = if alive { "" } else { "  (dead: gridvfs umount clears it)" };
-        let mountpoint = record.mountpoint.display();
-        println!("{:<16} {} on {mountpoint}{state}", record.name, record.source);
+        println!("{:<16} {} {}{state}", record.name, record.source, record.place());
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -50,6 +49,38 @@ pub fn find(target: &str) -> Result<Record> {
             format!("no session {target}"),
             "gridvfs sessions lists those of this user",
         ))),
+    }
+}
+
+/// Takes a standing proxy's state apart: itself with its clients, and each export with its layers, as
+/// a session of the name `NAME/EXPORT`. A mount is one part.
+pub fn parts(mut status: Value) -> Vec<Value> {
+    let Some(Value::Object(exports)) = status.as_object_mut().and_then(|s| s.remove("exports"))
+    else {
+        return vec![status];
+    };
+    let (name, place) = (status["session"].as_str().unwrap_or_default(), &status["listen"]);
+    let export = |(export, mut part): (String, Value)| {
+        part["session"] = json!(format!("{name}/{export}"));
+        part["listen"] = place.clone();
+        for shared in ["pid", "version", "uptime_seconds"] {
+            part[shared] = status[shared].clone();
+        }
+        part
+    };
+    let mut parts: Vec<Value> = exports.into_iter().map(export).collect();
+    parts.insert(0, status);
+    parts
+}
+
+/// Says where a session's files can be reached, as its state tells it.
+pub fn place(status: &Value) -> String {
+    match (status["mountpoint"].as_str(), status["listen"].as_array()) {
+        (None, Some(addresses)) => {
+            let addresses: Vec<&str> = addresses.iter().filter_map(Value::as_str).collect();
+            format!("listening on {}", addresses.join(", "))
+        }
+        (mountpoint, _) => format!("on {}", mountpoint.unwrap_or_default()),
     }
 }
 
@@ -69,7 +100,8 @@ pub fn show(args: StatusShowArgs) -> Result<ExitCode> {
         }
     }
     if args.prometheus {
-        print!("{}", prometheus::text(&answers));
+        let parts: Vec<Value> = answers.into_iter().flat_map(parts).collect();
+        print!("{}", prometheus::text(&parts));
         return Ok(ExitCode::SUCCESS);
     }
     match (args.json, &args.session) {
@@ -81,18 +113,38 @@ pub fn show(args: StatusShowArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_status(mut status: Value) {
-    let text = |name: &str| status[name].as_str().unwrap_or_default();
-    println!("{} on {}", text("source"), text("mountpoint"));
+fn print_status(status: Value) {
+    parts(status).into_iter().for_each(print_part);
+}
+
+fn print_part(mut status: Value) {
+    println!("{} {}", status["source"].as_str().unwrap_or_default(), place(&status));
     let Some(fields) = status.as_object_mut() else { return };
     let (metadata, latency) = (fields.remove("metadata"), fields.remove("latency"));
+    let clients = fields.remove("clients");
     print_section("", &status);
+    if let Some(Value::Array(clients)) = clients {
+        println!("clients");
+        clients.iter().for_each(|client| println!("  {}", client_text(client)));
+    }
     if let Some(latency) = latency {
         super::top::print_latency(&latency);
     }
     if let Some(metadata) = metadata {
         print_metadata(metadata);
     }
+}
+
+fn client_text(client: &Value) -> String {
+    let number = |name: &str| client[name].as_u64().unwrap_or(0);
+    format!(
+        "{:<16} {}  {} calls  sent us {}  got {}",
+        client["name"].as_str().unwrap_or_default(),
+        count_text(number("channels"), "channel"),
+        number("calls"),
+        bytes_text(number("received_bytes")),
+        bytes_text(number("sent_bytes")),
+    )
 }
 
 /// Prints the counters of metadata, and which share of what was read the zero maps have answered.

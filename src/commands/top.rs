@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::status::find;
+use super::status::{find, parts, place};
 use crate::cli::TopArgs;
 use crate::paths;
 use crate::report::{bytes_text, count_text, print_json};
@@ -31,6 +31,16 @@ struct Look {
     status: Value,
 }
 
+impl Look {
+    /// A standing proxy and each of its exports by themselves; with their names.
+    fn parts(self) -> impl Iterator<Item = (String, Self)> {
+        parts(self.status).into_iter().map(move |status| {
+            let name = status["session"].as_str().unwrap_or_default().to_string();
+            (name, Self { at: self.at, status })
+        })
+    }
+}
+
 /// Runs the command, until it is interrupted.
 pub fn run(args: TopArgs) -> Result<ExitCode> {
     let interval_wanted = Duration::from_secs_f64(args.interval);
@@ -45,7 +55,7 @@ pub fn run(args: TopArgs) -> Result<ExitCode> {
         let mut now = Vec::new();
         for record in records()? {
             match look(&record) {
-                Ok(look) => now.push((record.name.clone(), look)),
+                Ok(look) => now.extend(look.parts()),
                 // One that was named is what this is about; of several, others go on.
                 Err(error) if named.is_some() => return Err(error),
                 Err(error) => log::debug!("{error:#}"),
@@ -105,7 +115,7 @@ fn show(args: &TopArgs, sessions: &[Value]) -> Result<()> {
 /// A session's part of the screen.
 fn session_text(session: &Value) -> String {
     let text = |name: &str| session[name].as_str().unwrap_or_default();
-    let mut lines = vec![format!("{}  {} on {}", text("name"), text("source"), text("mountpoint"))];
+    let mut lines = vec![format!("{}  {} {}", text("name"), text("source"), place(session))];
     let rate = |value: &Value| value.as_f64().unwrap_or(0.0);
     let bytes = |value: &Value| format!("{}/s", bytes_text(rate(value) as u64));
     let (cache, link) = (&session["cache"], &session["link"]);
@@ -140,6 +150,16 @@ fn session_text(session: &Value) -> String {
                 lines.push(times_line(title, kind, time));
             }
         }
+    }
+    for client in session["clients"].as_array().into_iter().flatten() {
+        lines.push(format!(
+            "  client    down {:>12}  up {:>12}  {:>8.1} calls/s  {}, {}",
+            bytes(&client["sent_bytes_per_second"]),
+            bytes(&client["received_bytes_per_second"]),
+            rate(&client["calls_per_second"]),
+            client["name"].as_str().unwrap_or_default(),
+            count_text(client["channels"].as_u64().unwrap_or(0), "channel"),
+        ));
     }
     let files = session["files"].as_array().map_or(&[][..], Vec::as_slice);
     for file in files {

@@ -8,8 +8,9 @@ use anyhow::{Context, Result, bail};
 use gridvfs_fuse::MountState;
 use serde_json::{Value, json};
 
-use super::writeback::{Deadline, Pending, Watch, with_progress};
+use super::writeback::{Deadline, Pending, Watch, ended_or_interrupted, with_progress};
 use crate::cli::UmountArgs;
+use crate::interrupts;
 use crate::options;
 use crate::report::{Exit, Hinted, bytes_text, count_text, print_json};
 use crate::session::{self, Client, Record};
@@ -23,11 +24,21 @@ pub fn run(args: UmountArgs) -> Result<ExitCode> {
     if args.dead {
         return clear_dead(&args, record);
     }
+    if let Some(record) = record.as_ref().filter(|record| record.mountpoint.is_none())
+        && session::forget_if_dead(record)?
+    {
+        eprintln!("{}: a standing proxy that was killed; its record is removed", record.name);
+        if args.json {
+            print_json(&json!({"ok": true, "session": record.name}))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let mountpoint = match &record {
-        Some(record) => record.mountpoint.clone(),
+        Some(record) => record.mounted_on()?.to_path_buf(),
         None => place(&args.target)?,
     };
     let deadline = Deadline::after(args.timeout);
+    interrupts::watch()?;
     let client = record.as_ref().and_then(|record| Client::connect(record).ok());
     let mut last = json!({});
     match (&record, client) {
@@ -84,7 +95,7 @@ pub fn run(args: UmountArgs) -> Result<ExitCode> {
 /// has ended in an orderly way, is left alone.
 fn clear_dead(args: &UmountArgs, record: Option<Record>) -> Result<ExitCode> {
     let mountpoint = match record {
-        Some(record) => record.mountpoint,
+        Some(record) => record.mounted_on()?.to_path_buf(),
         None => place(&args.target)?,
     };
     let mut cleared = false;
@@ -118,15 +129,18 @@ fn wait_for_process(record: Option<&Record>, deadline: Deadline) -> Result<()> {
     let Some(record) = record else { return Ok(()) };
     while record.is_running() {
         if deadline.is_over() {
-            return Err(Exit::TimedOut.mark(anyhow::anyhow!(
-                "{} is unmounted; process {} is still sending",
-                record.mountpoint.display(),
-                record.pid
-            )));
+            return Err(Exit::TimedOut.mark(still_sending(record)));
         }
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
+}
+
+fn still_sending(record: &Record) -> anyhow::Error {
+    Hinted::error(
+        format!("{} is unmounted; process {} is still sending", record.name, record.pid),
+        format!("gridvfs cancel {} leaves the rest for the next mount", record.name),
+    )
 }
 
 /// Ends a session that answers. Returns what it said last.
@@ -169,6 +183,9 @@ fn end(
     if let Ok(mut watch) = Watch::new(record, "unmounting") {
         watch.until(&|| done.is_finished());
     }
+    if !ended_or_interrupted(&done) {
+        return Err(Exit::Interrupted.mark(still_sending(record)));
+    }
     let result = done.join();
     // Its cache is free when the process is gone. That takes a moment, and is not worth a long one.
     let patience = Instant::now() + PROCESS_END_MAX;
@@ -177,11 +194,7 @@ fn end(
     }
     match result {
         Err(_) => bail!("the request ended early"),
-        Ok(Err(_)) if deadline.is_over() => Err(Exit::TimedOut.mark(anyhow::anyhow!(
-            "{} is unmounted; process {} is still sending",
-            record.mountpoint.display(),
-            record.pid
-        ))),
+        Ok(Err(_)) if deadline.is_over() => Err(Exit::TimedOut.mark(still_sending(record))),
         // Somebody else has unmounted it just before.
         Ok(Err(error)) if Exit::of(&error) == Exit::Silent && !record.is_running() => Ok(json!({})),
         Ok(result) => result.context("the session ended with an error"),
@@ -200,6 +213,7 @@ fn write_back_and_unmount(
         && status["cache"]["settings"]["write_policy"] != json!("read-only");
     if Pending::of(status).bytes > 0 && !args.lazy && sends {
         with_progress(record, "writeback", deadline).map_err(|error| match at_end {
+            _ if Exit::of(&error) == Exit::Interrupted => error.context("still mounted"),
             Some(_) if Hinted::hint_of(&error).is_none() => Exit::of(&error).mark(Hinted::error(
                 format!("write-back failed; still mounted: {error:#}"),
                 format!("gridvfs umount --preserve {} leaves it for the next mount", args.target),
@@ -210,7 +224,7 @@ fn write_back_and_unmount(
     // Before, since after it the session may end at once.
     let mut waiter = Client::connect(record)?;
     waiter.send("wait")?;
-    unmount(&record.mountpoint, args.lazy)?;
+    unmount(record.mounted_on()?, args.lazy)?;
     Ok(waiter)
 }
 

@@ -1,13 +1,15 @@
 //! `gridvfs writeback` and `flush`, and what shows how far a write-back is.
 
 use std::process::ExitCode;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use super::status::find;
-use crate::cli::WriteBackArgs;
+use crate::cli::{StatusArgs, WriteBackArgs};
+use crate::interrupts;
 use crate::report::{Exit, Hinted, bytes_text, count_text, print_json};
 use crate::session::{Client, Record};
 
@@ -19,6 +21,25 @@ pub fn write_back(args: WriteBackArgs) -> Result<ExitCode> {
 /// Writes back, drops what is clean, and waits.
 pub fn flush(args: WriteBackArgs) -> Result<ExitCode> {
     run(args, "flush", "written back, the cache is empty")
+}
+
+/// Takes back a write-back that is under way.
+pub fn cancel(args: StatusArgs) -> Result<ExitCode> {
+    let record = find(&args.session)?;
+    let reply = Client::connect(&record)?.ask("cancel")?;
+    if args.json {
+        print_json(&reply)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    match reply["cancelled"].as_bool() {
+        Some(true) => println!(
+            "{}: the write-back is cancelled, {} not sent",
+            record.name,
+            bytes_text(reply["unsent_bytes"].as_u64().unwrap_or(0))
+        ),
+        _ => println!("{}: nothing is being written back", record.name),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn run(args: WriteBackArgs, verb: &str, done: &str) -> Result<ExitCode> {
@@ -74,6 +95,14 @@ pub struct Pending {
 impl Pending {
     /// Reads it from a session's status.
     pub fn of(status: &Value) -> Self {
+        if let Some(exports) = status["exports"].as_object() {
+            let none = Self { bytes: 0, files: 0, unreachable_seconds: None };
+            return exports.values().map(Self::of).fold(none, |sum, one| Self {
+                bytes: sum.bytes + one.bytes,
+                files: sum.files + one.files,
+                unreachable_seconds: sum.unreachable_seconds.max(one.unreachable_seconds),
+            });
+        }
         let unsent = |name: &str| status["cache"][name].as_u64();
         let held = status["buffer"]["held_bytes"].as_u64().unwrap_or(0);
         Self {
@@ -131,9 +160,9 @@ impl Watch {
         })
     }
 
-    /// Looks and shows, until `done`.
+    /// Looks and shows, until `done`, or until SIGINT or SIGTERM comes.
     pub fn until(&mut self, done: &dyn Fn() -> bool) {
-        while !done() {
+        while !done() && !interrupts::asked() {
             std::thread::sleep(Duration::from_millis(20));
             let Ok(status) = self.client.ask("status") else { break };
             let pending = Pending::of(&status);
@@ -169,13 +198,32 @@ impl Watch {
     }
 }
 
+/// Waits for a thread. Returns false if SIGINT or SIGTERM comes first.
+pub fn ended_or_interrupted<T>(thread: &JoinHandle<T>) -> bool {
+    while !thread.is_finished() {
+        if interrupts::asked() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    true
+}
+
 /// Has a session write back (or flush); a progress bar shows on a terminal while it does.
 pub fn with_progress(record: &Record, verb: &str, deadline: Deadline) -> Result<()> {
+    interrupts::watch()?;
     let mut client = Client::connect(record)?;
     client.send(verb)?;
     client.limit(deadline.left())?;
     let done = std::thread::spawn(move || client.receive());
     Watch::new(record, "writing back")?.until(&|| done.is_finished());
+    if !ended_or_interrupted(&done) {
+        let status = Client::connect(record)?.ask_within(LAST_LOOK_MAX, "status", json!({}))?;
+        return Err(Exit::Interrupted.mark(Hinted::error(
+            format!("{}: interrupted: {}", record.name, Pending::of(&status)),
+            format!("the session goes on sending; gridvfs cancel {} takes that back", record.name),
+        )));
+    }
     let Ok(result) = done.join() else { bail!("the request ended early") };
     match result {
         Err(_) if deadline.is_over() => {

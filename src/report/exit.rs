@@ -20,9 +20,11 @@ pub enum Exit {
     Conflict = 7,
     /// The session does not answer: its process has died, or its socket is gone.
     Silent = 8,
+    /// SIGINT or SIGTERM came while something was waited for.
+    Interrupted = crate::interrupts::EXIT_STATUS,
 }
 
-const ALL: [Exit; 8] = [
+const ALL: [Exit; 9] = [
     Exit::Failed,
     Exit::Usage,
     Exit::NoSession,
@@ -31,6 +33,7 @@ const ALL: [Exit; 8] = [
     Exit::Refused,
     Exit::Conflict,
     Exit::Silent,
+    Exit::Interrupted,
 ];
 
 impl Exit {
@@ -45,6 +48,7 @@ impl Exit {
             Self::Refused => "refused",
             Self::Conflict => "conflict",
             Self::Silent => "silent",
+            Self::Interrupted => "interrupted",
         }
     }
 

@@ -21,11 +21,15 @@ const STARTING: Duration = Duration::from_secs(10);
 pub struct Record {
     /// The session's name.
     pub name: String,
-    /// The source, as it was given.
+    /// The source, as it was given; of a standing proxy, those of its exports.
     pub source: String,
-    /// The mount point, absolute.
-    pub mountpoint: PathBuf,
-    /// The mount process.
+    /// The mount point, absolute; a standing proxy has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mountpoint: Option<PathBuf>,
+    /// Where a standing proxy listens.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listen: Vec<String>,
+    /// The mount process, or the proxy.
     pub pid: u32,
     /// The directory of its disk cache, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -33,17 +37,35 @@ pub struct Record {
 }
 
 impl Record {
+    /// Says where its files can be reached: `on /mnt`, or `listening on ADDRESS, …`.
+    pub fn place(&self) -> String {
+        match &self.mountpoint {
+            Some(mountpoint) => format!("on {}", mountpoint.display()),
+            None => format!("listening on {}", self.listen.join(", ")),
+        }
+    }
+
+    /// Returns the mount point, or says that a standing proxy has none.
+    pub fn mounted_on(&self) -> Result<&Path> {
+        self.mountpoint.as_deref().ok_or_else(|| {
+            Exit::Refused.mark(Hinted::error(
+                format!("session {} is a standing proxy, not a mount", self.name),
+                format!("gridvfs proxy stop {} ends it", self.name),
+            ))
+        })
+    }
+
     /// Returns the control socket's path.
     pub fn socket(&self) -> Result<PathBuf> {
         Ok(directory()?.join(format!("{}.sock", self.name)))
     }
 
-    /// Says whether the mount process is there, and has not ended.
+    /// Says whether its process is there, and has not ended.
     pub fn is_running(&self) -> bool {
         process_runs(self.pid)
     }
 
-    /// Says whether the mount process is there and listens.
+    /// Says whether its process is there and listens.
     pub fn is_alive(&self) -> bool {
         self.socket().is_ok_and(|path| std::os::unix::net::UnixStream::connect(path).is_ok())
     }
@@ -56,37 +78,25 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// Takes a name. With `wanted`, that very name or an error; otherwise one like `suggested` that
-    /// is free.
-    pub fn new(
-        wanted: Option<&str>,
-        suggested: &str,
-        source: &str,
-        mountpoint: &Path,
-        cache: Option<&Path>,
-    ) -> Result<Self> {
+    /// Takes a name for what `draft` tells of this process. With `wanted`, that very name or an error;
+    /// otherwise one like the draft's that is free.
+    pub fn new(wanted: Option<&str>, draft: &Record) -> Result<Self> {
         let directory = directory()?;
-        let base = wanted.map_or_else(|| cleaned(suggested), String::from);
+        let base = wanted.map_or_else(|| cleaned(&draft.name), String::from);
         if !valid_name(&base) {
             bail!("{base:?} is no session name: letters, digits, - _ . up to {NAME_BYTES_MAX}");
         }
         for number in 1.. {
             let name = if number == 1 { base.clone() } else { format!("{base}-{number}") };
-            let record = Record {
-                name,
-                source: source.into(),
-                mountpoint: mountpoint.into(),
-                pid: std::process::id(),
-                cache: cache.map(PathBuf::from),
-            };
+            let record = Record { name, pid: std::process::id(), ..draft.clone() };
             let path = directory.join(format!("{}.json", record.name));
             let text = serde_json::to_vec(&record)?;
             // Written whole under another name and then linked: no reader sees half of it, and of
             // two that want the name at once one gets it.
-            let draft = directory.join(format!(".{}.draft", record.pid));
-            fs::write(&draft, &text).with_context(|| draft.display().to_string())?;
-            let linked = fs::hard_link(&draft, &path);
-            let _ = fs::remove_file(&draft);
+            let whole = directory.join(format!(".{}.draft", record.pid));
+            fs::write(&whole, &text).with_context(|| whole.display().to_string())?;
+            let linked = fs::hard_link(&whole, &path);
+            let _ = fs::remove_file(&whole);
             match linked {
                 Ok(()) => return Ok(Self { record, directory }),
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
@@ -95,7 +105,7 @@ impl Registration {
                         log::info!("removing the record of {}, which has died", record.name);
                         remove(&directory, &record.name);
                         // The same name again, now free.
-                        return Self::new(wanted, suggested, source, mountpoint, cache);
+                        return Self::new(wanted, draft);
                     }
                     if wanted.is_some() {
                         return Err(Exit::Refused.mark(Hinted::error(
@@ -173,17 +183,22 @@ pub fn list() -> Result<Vec<Record>> {
 
 /// Removes the records of sessions at a mount point whose processes have died.
 pub fn forget_dead(mountpoint: &Path) -> Result<()> {
+    let there = |record: &&Record| record.mountpoint.as_deref() == Some(mountpoint);
+    list()?.iter().filter(there).try_for_each(|record| forget_if_dead(record).map(drop))
+}
+
+/// Removes a session's record if its process has died. Returns whether it has.
+pub fn forget_if_dead(record: &Record) -> Result<bool> {
     let directory = directory()?;
-    for record in list()?.iter().filter(|record| record.mountpoint == mountpoint) {
-        let path = directory.join(format!("{}.json", record.name));
-        let age = fs::metadata(path).and_then(|meta| meta.modified()).map(|time| time.elapsed());
-        let is_starting = age.is_ok_and(|age| age.is_ok_and(|age| age < STARTING));
-        // The number may be another process's by now; that one does not listen here.
-        if !process_runs(record.pid) || (!is_starting && !record.is_alive()) {
-            remove(&directory, &record.name);
-        }
+    let path = directory.join(format!("{}.json", record.name));
+    let age = fs::metadata(path).and_then(|meta| meta.modified()).map(|time| time.elapsed());
+    let is_starting = age.is_ok_and(|age| age.is_ok_and(|age| age < STARTING));
+    // The number may be another process's by now; that one does not listen here.
+    let is_dead = !process_runs(record.pid) || (!is_starting && !record.is_alive());
+    if is_dead {
+        remove(&directory, &record.name);
     }
-    Ok(())
+    Ok(is_dead)
 }
 
 /// Finds a session by its name or mount point. A name wins over a mount point of this name in the
@@ -193,7 +208,9 @@ pub fn find(target: &str) -> Result<Option<Record>> {
     let resolved = crate::mountpoint::resolved(&absolute).ok();
     let records = list()?;
     let is_there = |record: &&Record| {
-        record.mountpoint == absolute || Some(&record.mountpoint) == resolved.as_ref()
+        record.mountpoint.as_ref().is_some_and(|mountpoint| {
+            *mountpoint == absolute || Some(mountpoint) == resolved.as_ref()
+        })
     };
     // Of several on one mount point, the one that is alive is on top.
     let there = || records.iter().filter(is_there);
@@ -202,7 +219,10 @@ pub fn find(target: &str) -> Result<Option<Record>> {
     match (named, at) {
         (Some(named), Some(at)) if named.name != at.name => Err(Exit::Usage.mark(Hinted::error(
             format!("{target} is a session, and ./{target} is where {} is mounted", at.name),
-            format!("give {} or ./{target}", named.mountpoint.display()),
+            match &named.mountpoint {
+                Some(mountpoint) => format!("give {} or ./{target}", mountpoint.display()),
+                None => format!("give ./{target}, or be in another directory"),
+            },
         ))),
         (named, at) => Ok(named.or(at).cloned()),
     }

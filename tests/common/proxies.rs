@@ -85,6 +85,11 @@ impl Proxy {
         assert_eq!(unsafe { libc::kill(self.pid(), signal) }, 0);
     }
 
+    /// Says whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().expect("it was started").try_wait().expect("waits").is_some()
+    }
+
     /// Kills it.
     pub fn kill(&mut self) {
         self.signal(libc::SIGKILL);

@@ -1,15 +1,18 @@
 """Runs a command on a terminal of its own, types an answer at each question, and
 closes the terminal when the command has ended.
 
-usage: at-terminal.py QUESTION ANSWER COMMAND...
-Prints what was on the terminal and how often it was asked; exits as the command did.
+usage: at-terminal.py [--once] QUESTION ANSWER COMMAND...
+With --once the first question alone is answered. Prints what was on the terminal and how often it was asked; exits as the command did.
 """
 
 import os
 import pty
 import sys
 
-question, answer, command = sys.argv[1].encode(), sys.argv[2].encode(), sys.argv[3:]
+arguments = sys.argv[1:]
+once = arguments[0] == "--once"
+question, answer, *command = arguments[once:]
+question, answer = question.encode(), answer.encode()
 child, terminal = pty.fork()
 if child == 0:
     for name in ("DISPLAY", "SSH_AUTH_SOCK", "SSH_ASKPASS"):
@@ -24,7 +27,7 @@ while True:
     if not data:
         break
     seen += data
-    while seen.count(question) > asked:
+    while seen.count(question) > asked and not (once and asked):
         asked += 1
         os.write(terminal, answer + b"\n")
 _, status = os.waitpid(child, 0)

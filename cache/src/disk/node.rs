@@ -130,6 +130,8 @@ pub(crate) struct State {
     /// Up to where somebody waits for the server to have it, and to have it on disk.
     pub flush_wanted: u64,
     pub commit_wanted: u64,
+    /// Up to where a write-back of everything waits for the latter.
+    pub all_wanted: u64,
     /// Data is being handed on: WRITEs of it may be under way, though `handed` does not say so yet.
     pub handing: bool,
     pub committing: bool,
@@ -222,6 +224,7 @@ impl Node {
                 committed: 0,
                 flush_wanted: 0,
                 commit_wanted: 0,
+                all_wanted: 0,
                 handing: false,
                 committing: false,
                 flushing: false,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use dashmap::DashMap;
 use gridvfs_vfs::{Caller, FileHandle, Vfs};
@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::below::NameLayer;
 use super::left::{JOURNAL, Left};
@@ -295,6 +295,8 @@ impl DiskCache {
             hurry: false.into(),
             closing: false.into(),
             held: hold.into(),
+            write_backs: AtomicUsize::new(0),
+            cancelled: watch::Sender::new(0),
             found_seq: files.values().map(|file| file.dirty.newest_seq()).max().unwrap_or(0),
             dead_bytes: AtomicU64::new(0),
             reclaim: Notify::new(),

@@ -43,6 +43,8 @@ pub(crate) struct Pending {
     pub at: Instant,
     /// Somebody waits for it.
     pub urgent: bool,
+    /// A write-back of everything waits for it.
+    pub all_wanted: bool,
     /// The server is being asked.
     pub sending: bool,
     /// The server may have been asked, by this process or an earlier one.
@@ -269,6 +271,7 @@ impl Queue {
             caller,
             at,
             urgent: false,
+            all_wanted: false,
             sending: false,
             asked,
             doubt: asked,
@@ -464,6 +467,19 @@ impl Queue {
         }
     }
 
+    /// Has all of them made now, until that is taken back.
+    pub fn want_all(&mut self) {
+        for pending in self.ops.values_mut() {
+            pending.all_wanted = true;
+            pending.retry_at = None;
+        }
+    }
+
+    /// Takes back [`Self::want_all`].
+    pub fn want_all_no_more(&mut self) {
+        self.ops.values_mut().for_each(|pending| pending.all_wanted = false);
+    }
+
     /// Takes the next changes that may be made now, at most `count`. `due` says until when a change
     /// waits that nobody hurries; `None`: for ever. Also returns when the next one is due.
     pub fn take_ready(
@@ -482,7 +498,7 @@ impl Queue {
             if taken.len() >= count {
                 break;
             }
-            let at = if pending.urgent { Some(now) } else { due(pending) };
+            let at = if pending.urgent || pending.all_wanted { Some(now) } else { due(pending) };
             let at = at.max(pending.retry_at.filter(|_| at.is_some()));
             match at {
                 Some(at) if at <= now => taken.push(*number),

@@ -125,7 +125,7 @@ impl Core {
 
     /// Says whether unsent data is to stay here.
     pub fn is_held(&self) -> bool {
-        self.held.load(Ordering::Acquire)
+        self.held.load(Ordering::Acquire) && self.write_backs.load(Ordering::Acquire) == 0
     }
 
     /// Deletes segments of the journal that are no longer needed.

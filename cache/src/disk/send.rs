@@ -136,10 +136,11 @@ impl Core {
         let waiting = epoch_end > state.handed;
         let more_epochs = state.dirty.epochs() > 1;
         let hurry = self.hurry.load(Ordering::Acquire);
-        let wanted = state.flush_wanted.max(state.commit_wanted);
+        let commit_wanted = state.commit_wanted.max(state.all_wanted);
+        let wanted = state.flush_wanted.max(commit_wanted);
         let held = self.is_held() && !hurry;
         let awaited = state.flush_wanted > state.answered.max(state.committed)
-            || state.commit_wanted > state.committed;
+            || commit_wanted > state.committed;
         if held && !awaited {
             return Step::Wait(None);
         }
@@ -168,7 +169,7 @@ impl Core {
         let commit_at = state.last_handed + COMMIT_DELAY;
         if uncommitted
             && !state.committing
-            && (state.commit_wanted > state.committed
+            && (commit_wanted > state.committed
                 || state.handed_bytes >= COMMIT_BYTES
                 || (!waiting && (lazy || hurry || more_epochs || now >= commit_at)))
         {
@@ -183,6 +184,7 @@ impl Core {
 
     /// Hands on data of the oldest epoch that was not handed on yet.
     async fn hand(&self, node: &Arc<Node>, lazy: bool) {
+        let cancels = *self.cancelled.borrow();
         // Before a slot is taken: what the file has to wait for may be data of another.
         if let Err(error) = self.names.settle_file(&node.handle).await {
             // What stopped is told there, and is no conflict of the data.
@@ -200,19 +202,30 @@ impl Core {
             // What the server still has to say of the attempt before is no answer to this one.
             let _ = self.buffer.flush(&self.own, &node.handle).await;
         }
-        if let Err(error) = self.hand_batch(node, lazy).await {
+        if let Err(error) = self.hand_batch(node, lazy, cancels).await {
             self.failed(node, &error, lazy);
         }
         node.progress.notify_waiters();
     }
 
-    async fn hand_batch(&self, node: &Arc<Node>, lazy: bool) -> Result<()> {
+    /// Says whether a write-back was cancelled since there were so many cancels, and nobody else waits
+    /// for the file. Its driver then looks again what is to be done.
+    fn is_cancelled(&self, node: &Node, cancels: u64) -> bool {
+        let state = node.state.lock();
+        let wanted = state.flush_wanted.max(state.commit_wanted).max(state.all_wanted);
+        *self.cancelled.borrow() != cancels && wanted <= state.handed
+    }
+
+    async fn hand_batch(&self, node: &Arc<Node>, lazy: bool, cancels: u64) -> Result<()> {
         let check = {
             let state = node.state.lock();
             let doubt = state.in_doubt || state.intents_in_doubt || state.inherited;
             (lazy || doubt) && !state.checked && state.handed <= state.committed
         };
         if check && !self.check_base(node).await? {
+            return Ok(());
+        }
+        if self.is_cancelled(node, cancels) {
             return Ok(());
         }
         let (writer, extents, target) = {
@@ -244,6 +257,9 @@ impl Core {
         while !rest.is_empty() {
             let (group, taken) = group_of(rest);
             rest = &rest[taken..];
+            if self.is_cancelled(node, cancels) {
+                return Err(Error::Interrupted);
+            }
             for (offset, data) in self.read_group(node, group).await? {
                 self.hand_piece(node, &writer, offset, data).await?;
             }
@@ -562,12 +578,28 @@ impl Core {
 
     /// Has a file's data sent and waits until the server has it; with `durable`, on its disk.
     pub async fn send(&self, node: &Arc<Node>, durable: bool) -> Result<()> {
+        let want = |state: &mut State| match durable {
+            true => state.commit_wanted = state.commit_wanted.max(state.newest),
+            false => state.flush_wanted = state.flush_wanted.max(state.newest),
+        };
+        self.send_as(node, durable, want).await
+    }
+
+    /// The same, for a write-back of everything, which may be taken back.
+    pub async fn send_with_all(&self, node: &Arc<Node>) -> Result<()> {
+        self.send_as(node, true, |state| state.all_wanted = state.newest).await
+    }
+
+    async fn send_as(
+        &self,
+        node: &Arc<Node>,
+        durable: bool,
+        want: impl FnOnce(&mut State),
+    ) -> Result<()> {
         let (target, silences) = {
             let mut state = node.state.lock();
-            let target = state.newest;
-            let wanted = if durable { &mut state.commit_wanted } else { &mut state.flush_wanted };
-            *wanted = target.max(*wanted);
-            (target, state.silences)
+            want(&mut state);
+            (state.newest, state.silences)
         };
         node.wake.notify_one();
         loop {

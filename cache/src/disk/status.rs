@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use gridvfs_vfs::{Caller, Error, FileHandle, Result, Status, Vfs};
+use tokio::task::JoinSet;
 
 use super::node::Node;
 use super::options::{AtEnd, Policy, Settings};
@@ -48,7 +49,38 @@ pub struct FileStatus {
     pub conflict: bool,
 }
 
+/// A write-back of everything that is under way: for as long, nothing is held back.
+struct WritingBack<'a> {
+    core: &'a Core,
+    /// It has come to its end; what could not be sent is tried again.
+    waited: bool,
+}
+
+impl<'a> WritingBack<'a> {
+    fn begin(core: &'a Core) -> Self {
+        core.write_backs.fetch_add(1, Ordering::AcqRel);
+        Self { core, waited: false }
+    }
+}
+
+impl Drop for WritingBack<'_> {
+    fn drop(&mut self) {
+        let others = self.core.write_backs.fetch_sub(1, Ordering::AcqRel) > 1;
+        if !self.waited && !others {
+            self.core.want_all_no_more();
+        }
+    }
+}
+
 impl Core {
+    fn want_all_no_more(&self) {
+        self.names.queue.lock().want_all_no_more();
+        for node in self.nodes.iter().filter(|node| node.is_local()) {
+            node.state.lock().all_wanted = 0;
+            node.wake.notify_one();
+        }
+    }
+
     fn unsent(&self) -> Unsent {
         let mut unsent = Unsent::default();
         {
@@ -67,26 +99,33 @@ impl Core {
     }
 
     /// Sends all unsent data; done when it is on the server's disk. Goes on after a file that
-    /// cannot be sent; returns the first reason.
+    /// cannot be sent; returns the first reason. Dropped half way, or cancelled (`Interrupted`), it is
+    /// taken back: what is under way arrives, the rest stays here as if nobody had asked.
     pub async fn write_back(self: &Arc<Self>) -> Result<()> {
-        let held = self.held.swap(false, Ordering::AcqRel);
+        let mut cancelled = self.cancelled.subscribe();
+        let mut writing_back = WritingBack::begin(self);
+        let result = tokio::select! {
+            result = self.send_all() => result,
+            _ = cancelled.changed() => return Err(Error::Interrupted),
+        };
+        writing_back.waited = true;
+        result
+    }
+
+    async fn send_all(self: &Arc<Self>) -> Result<()> {
         let names = self.names.clone();
-        let names = self.runtime.spawn(async move { names.settle_all().await });
-        let tasks: Vec<_> = self
-            .all_nodes()
-            .into_iter()
-            .filter(|node| node.is_local() || node.state.lock().driven)
-            .map(|node| {
+        let mut tasks = JoinSet::new();
+        tasks.spawn_on(async move { names.settle_with_all().await }, &self.runtime);
+        for node in self.all_nodes() {
+            if node.is_local() || node.state.lock().driven {
                 let core = self.clone();
-                self.runtime.spawn(async move { core.finish(&node).await })
-            })
-            .collect();
-        let mut first = Ok(());
-        for task in tasks {
-            first = first.and(task.await.unwrap_or(Err(Error::Interrupted)));
+                tasks.spawn_on(async move { core.finish(&node).await }, &self.runtime);
+            }
         }
-        first = first.and(names.await.unwrap_or(Err(Error::Interrupted)));
-        self.held.store(held, Ordering::Release);
+        let mut first = Ok(());
+        while let Some(ended) = tasks.join_next().await {
+            first = first.and(ended.unwrap_or(Err(Error::Interrupted)));
+        }
         first
     }
 
@@ -99,7 +138,7 @@ impl Core {
         }
         node.wake.notify_one();
         if node.is_local() {
-            self.send(node, true).await?;
+            self.send_with_all(node).await?;
         }
         loop {
             let mut progress = std::pin::pin!(node.progress.notified());
@@ -252,6 +291,16 @@ impl DiskCache {
     /// Sends all unsent data and waits until it is on the server's disk (SIGUSR1).
     pub async fn write_back(&self) -> Result<()> {
         self.core.write_back().await
+    }
+
+    /// Takes back all write-backs of everything that are under way, that of [`Self::close`] among them:
+    /// they return `Interrupted`, and what is not under way stays here. Returns whether there was one.
+    pub fn cancel_write_back(&self) -> bool {
+        let any = self.core.write_backs.load(Ordering::Acquire) > 0;
+        if any {
+            self.core.cancelled.send_modify(|times| *times += 1);
+        }
+        any
     }
 
     /// Sends all unsent data, then forgets what is clean (SIGUSR2; the paper's flush).

@@ -73,6 +73,11 @@ impl KeyRing {
         Ok(words)
     }
 
+    /// Returns those who have a key now.
+    pub fn guests(&self) -> Arc<Vec<Arc<Guest>>> {
+        self.guests.read().clone()
+    }
+
     /// Reads the file again. One that cannot be read, or has an error in it, changes nothing.
     pub fn reload(&self) {
         match self.read() {

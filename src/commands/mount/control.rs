@@ -1,7 +1,7 @@
 //! What a session's control socket and signals tell and do. What concerns single files is in
 //! [`super::files`].
 
-mod status;
+pub mod status;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,17 +13,17 @@ use gridvfs_cache::DiskCache;
 use gridvfs_cache::disk::{Conflict, Consistency, Policy, Settings};
 use gridvfs_fuse::Activity;
 use gridvfs_metadata::MetaLayer;
-use gridvfs_vfs::Vfs;
+use gridvfs_vfs::{Error, Vfs};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::Plan;
 use super::connect::Stack;
 use super::files;
-use super::manager::Held;
+use super::manager::{Held, Service};
 use crate::options::{Changes, Layers, Provenance, differences, settings_json};
 use crate::paths;
-use crate::report::{Exit, Hinted};
+use crate::report::{Exit, Hinted, unsent_text};
 use crate::session::{Control, Progress, Record};
 
 /// How often progress is told.
@@ -62,7 +62,7 @@ pub struct SessionControl {
 
 impl SessionControl {
     /// Makes it of a session's parts.
-    pub fn new(
+    pub(super) fn new(
         plan: &Plan,
         record: &Record,
         stack: &Stack,
@@ -96,31 +96,6 @@ impl SessionControl {
         })
     }
 
-    /// Returns what is mounted where, for people.
-    pub fn words(&self) -> String {
-        format!("{} on {}", self.record.source, self.record.mountpoint.display())
-    }
-
-    /// Says whether a write-back has been asked for and is not done.
-    pub fn is_writing_back(&self) -> bool {
-        self.writing_back.try_lock().is_err()
-    }
-
-    /// Returns what is not yet on the state server.
-    pub fn held(&self) -> Held {
-        let link = self.client.as_ref().map(|client| client.counters().to_map());
-        let of_link = |name: &str| link.as_ref().and_then(|link| link.get(name)?.as_u64());
-        let buffered = || self.buffer.as_ref().map_or(0, |buffer| buffer.dirty_bytes());
-        let unsent = self.cache.as_ref().map(|cache| cache.unsent());
-        Held {
-            // What the buffers hold is part of what the cache has not sent.
-            unsent_bytes: unsent.as_ref().map_or_else(buffered, |unsent| unsent.bytes),
-            unsent_names: unsent.map_or(0, |unsent| unsent.names),
-            sent_bytes: of_link("sent_bytes").unwrap_or(0),
-            unreachable_seconds: of_link("unreachable_seconds"),
-        }
-    }
-
     /// Sends what is unsent; done when it is on the server's disk.
     pub async fn write_back(&self) -> Result<()> {
         let _one = self.writing_back.lock().await;
@@ -142,10 +117,14 @@ impl SessionControl {
             )));
         }
         let done = cache.write_back().await;
-        let conflicts = cache.unsent().conflicts;
-        done.map_err(|error| match conflicts {
-            0 => Exit::Unsent.mark(anyhow::anyhow!("{}", files::plain(&error))),
-            count => Exit::Conflict.mark(Hinted::error(
+        let unsent = cache.unsent();
+        done.map_err(|error| match (error, unsent.conflicts) {
+            (Error::Interrupted, _) => Exit::Unsent.mark(Hinted::error(
+                format!("the write-back was cancelled; {} not sent", unsent_text(&unsent)),
+                "it is kept, and sent when its time comes, at the end, or when it is asked for again",
+            )),
+            (error, 0) => Exit::Unsent.mark(anyhow::anyhow!("{}", files::plain(&error))),
+            (_, count) => Exit::Conflict.mark(Hinted::error(
                 match count {
                     1 => "1 file was changed on the server, too: a conflict".to_string(),
                     _ => format!("{count} files were changed on the server, too: conflicts"),
@@ -155,9 +134,19 @@ impl SessionControl {
         })
     }
 
+    /// Takes back the write-back that is under way, the one at the session's end included.
+    fn cancel(&self) -> Result<Value> {
+        let cache = self.cache()?;
+        let cancelled = cache.cancel_write_back();
+        if cancelled {
+            log::info!("the write-back is cancelled");
+        }
+        Ok(json!({"cancelled": cancelled, "unsent_bytes": cache.unsent().bytes}))
+    }
+
     /// Has the kernel hand over what it has gathered, as far as it does when asked.
     async fn have_kernel_write(&self) {
-        let mountpoint = self.record.mountpoint.clone();
+        let Some(mountpoint) = self.record.mountpoint.clone() else { return };
         let synced = tokio::task::spawn_blocking(move || {
             std::fs::File::open(mountpoint).map(|root| nix::unistd::syncfs(&root))
         });
@@ -332,6 +321,30 @@ impl SessionControl {
     }
 }
 
+impl Service for SessionControl {
+    fn words(&self) -> String {
+        format!("{} {}", self.record.source, self.record.place())
+    }
+
+    fn is_writing_back(&self) -> bool {
+        self.writing_back.try_lock().is_err()
+    }
+
+    fn held(&self) -> Held {
+        let link = self.client.as_ref().map(|client| client.counters().to_map());
+        let of_link = |name: &str| link.as_ref().and_then(|link| link.get(name)?.as_u64());
+        let buffered = || self.buffer.as_ref().map_or(0, |buffer| buffer.dirty_bytes());
+        let unsent = self.cache.as_ref().map(|cache| cache.unsent());
+        Held {
+            // What the buffers hold is part of what the cache has not sent.
+            unsent_bytes: unsent.as_ref().map_or_else(buffered, |unsent| unsent.bytes),
+            unsent_names: unsent.map_or(0, |unsent| unsent.names),
+            sent_bytes: of_link("sent_bytes").unwrap_or(0),
+            unreachable_seconds: of_link("unreachable_seconds"),
+        }
+    }
+}
+
 /// A conflict's path for a reply; the file's handle if nobody knows its path.
 fn conflict_path(conflict: &Conflict) -> Value {
     match &conflict.path {
@@ -366,6 +379,7 @@ impl Control for SessionControl {
                 self.flush().await?;
                 json!({})
             }
+            "cancel" => self.cancel()?,
             "set" => self.set(arguments)?,
             "conflicts" => self.conflicts()?,
             "resolve" => self.resolve(arguments).await?,

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-use super::control::SessionControl;
 use crate::report::{bytes_text, count_text};
 
 /// How often it is looked how far a write-back is.
@@ -47,6 +46,18 @@ impl std::fmt::Display for Held {
     }
 }
 
+/// What a service manager is told of: a mount, or a standing proxy.
+pub trait Service: Send + Sync + 'static {
+    /// Says for people what it is.
+    fn words(&self) -> String;
+
+    /// Says whether a write-back has been asked for and is not done.
+    fn is_writing_back(&self) -> bool;
+
+    /// Returns what is not yet on the state server.
+    fn held(&self) -> Held;
+}
+
 /// The service manager, if there is one that listens.
 pub struct Manager {
     listens: bool,
@@ -78,7 +89,7 @@ impl Manager {
     }
 
     /// Says how far a write-back is, for as long as it is awaited.
-    pub async fn watch(self: Arc<Self>, control: Arc<SessionControl>) {
+    pub async fn watch(self: Arc<Self>, service: Arc<dyn Service>) {
         if !self.listens {
             return;
         }
@@ -86,14 +97,14 @@ impl Manager {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let ending = self.ending.load(Ordering::Relaxed);
-            if !ending && !control.is_writing_back() {
+            if !ending && !service.is_writing_back() {
                 if seen.take().is_some() {
-                    self.tell(&[NotifyState::Status(&control.words())]);
+                    self.tell(&[NotifyState::Status(&service.words())]);
                 }
                 continue;
             }
-            let held = control.held();
-            let what = if ending { "unmounted; writing back" } else { "writing back" };
+            let held = service.held();
+            let what = if ending { "ending; writing back" } else { "writing back" };
             self.tell(&[NotifyState::Status(&format!("{what}: {held}"))]);
             let advanced = seen.as_ref().is_some_and(|seen| held.has_advanced(seen));
             if advanced {

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::Plan;
 use super::connect::{Cache, Stack, connect};
 use super::control::{Kernel, SessionControl};
-use super::manager::Manager;
+use super::manager::{Manager, Service};
 use super::signals;
 use crate::cache_dir::source_hash;
 use crate::daemon::{self, Starter};
@@ -51,13 +51,15 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
         }
     })?;
     let suggested = plan.mountpoint.file_name().map_or("session".into(), |n| n.to_string_lossy());
-    let registration = Registration::new(
-        plan.name.as_deref(),
-        &suggested,
-        &plan.source_text,
-        &plan.mountpoint,
-        stack.cache.as_ref().map(|cache| cache.dir.path.as_path()),
-    )?;
+    let draft = Record {
+        name: suggested.into_owned(),
+        source: plan.source_text.clone(),
+        mountpoint: Some(plan.mountpoint.clone()),
+        listen: Vec::new(),
+        pid: std::process::id(),
+        cache: stack.cache.as_ref().map(|cache| cache.dir.path.clone()),
+    };
+    let registration = Registration::new(plan.name.as_deref(), &draft)?;
     let record = registration.record().clone();
     let settings = &plan.settings;
     let device = gridvfs_fuse::mount(
@@ -109,7 +111,7 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
         host.stop_prompting();
     }
     starter.started(&words, &directories::state()?.join(format!("{}.log", record.name)))?;
-    log::info!("{} mounted on {}", record.source, record.mountpoint.display());
+    log::info!("{} mounted {}", record.source, record.place());
     if !words.is_empty() && !plan.args.json {
         log::info!("{}", words.trim_end());
     }

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Plan;
 use super::control::SessionControl;
-use super::manager::Manager;
+use super::manager::{Manager, Service};
 
 /// Handles signals from here on.
 pub fn handle(

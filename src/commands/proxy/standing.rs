@@ -1,5 +1,7 @@
 //! `gridvfs proxy serve --config FILE`: a standing proxy, put together of what its file says.
 
+mod control;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -20,14 +22,17 @@ use gridvfs_upstream::ConnectError;
 use gridvfs_vfs::Vfs;
 use gridvfs_vfs::ext::{HOP_ID_BYTES, Hops};
 use ring::rand::{SecureRandom, SystemRandom};
-use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 use crate::commands::mount::connect::{Stack, Target, connect};
+use crate::commands::mount::manager::{Manager, Service};
 use crate::directories;
 use crate::proxy_config::{ExportConfig, GuestConfig, ProxyConfig};
-use crate::report::{error_text, unsent_text};
+use crate::report::{Exit, error_text, unsent_text};
+use crate::session::{Record, Registration, Server};
 use crate::source::Source;
+use control::ProxyControl;
 
 /// How long to wait before an upstream that does not answer is tried again.
 const CONNECT_PAUSE: Duration = Duration::from_secs(3);
@@ -35,7 +40,7 @@ const CONNECT_PAUSE: Duration = Duration::from_secs(3);
 const HOPS_INTERVAL: Duration = Duration::from_secs(20);
 
 /// An export with its layers.
-struct Served {
+pub(super) struct Served {
     name: String,
     source: String,
     stack: Stack,
@@ -72,7 +77,7 @@ pub async fn run(path: &Path) -> Result<()> {
         true => Some(Guest::new("anybody", None, exports_of(&served, &config.keyless)?)),
         false => None,
     };
-    let standing = serve::listen(ServeConfig {
+    let listening = serve::listen(ServeConfig {
         listen: config.listen.clone(),
         socket_mode: config.socket_mode,
         keys,
@@ -81,27 +86,59 @@ pub async fn run(path: &Path) -> Result<()> {
         hops: board.clone(),
     })
     .await?;
-    for address in standing.addresses() {
+    let registration = register(&config, &served, listening.addresses())?;
+    let record = registration.record().clone();
+    let control =
+        Arc::new(ProxyControl::new(path, &config, &record, served.clone(), listening.control()));
+    let server = Server::start(&record, control.clone())?;
+    for address in listening.addresses() {
         println!("listening on {address}");
     }
     std::io::stdout().flush()?;
-    tell_manager(&[NotifyState::Ready]);
-    handle_signals(&served)?;
-    tokio::select! {
-        ended = standing.serve() => ended?,
+    let manager = Arc::new(Manager::new(true));
+    handle_signals(&control)?;
+    manager.ready(&control.words());
+    tokio::spawn(manager.clone().watch(control.clone()));
+    let look_again = Notify::new();
+    let reload = || {
+        manager.reloading();
+        let words = match control.reload() {
+            Ok(()) => control.words(),
+            Err(error) => format!("{error:#}; the settings stay as they were"),
+        };
+        manager.ready(&words);
+        look_again.notify_one();
+    };
+    let ended = tokio::select! {
+        ended = listening.serve(reload) => {
+            manager.stopping();
+            match ended {
+                Ok(()) => end(&served).await,
+                Err(error) => Err(error.into()),
+            }
+        }
         // What is unsent stays in the caches: sending it would go round in the circle.
-        looped = watch_hops(&served, &board) => return looped,
-    }
-    tell_manager(&[NotifyState::Stopping]);
-    end(&served).await
+        looped = watch_hops(&served, &board, &look_again) => looped,
+    };
+    // The entry goes first: whoever hears that the proxy has ended may reuse its name.
+    drop(registration);
+    let error = ended.as_ref().err().map(|error| (format!("{error:#}"), Exit::of(error)));
+    server.end(error, serde_json::json!({})).await;
+    ended
 }
 
-fn tell_manager(states: &[NotifyState]) {
-    if std::env::var_os("NOTIFY_SOCKET").is_some()
-        && let Err(error) = sd_notify::notify(states)
-    {
-        log::warn!("the service manager cannot be told: {error}");
-    }
+/// Enters the proxy among the sessions. A name that its file gives is the one, or it does not start.
+fn register(config: &ProxyConfig, served: &[Served], addresses: &[String]) -> Result<Registration> {
+    let sources: Vec<&str> = served.iter().map(|export| &*export.source).collect();
+    let draft = Record {
+        name: config.name.clone(),
+        source: sources.join(", "),
+        mountpoint: None,
+        listen: addresses.to_vec(),
+        pid: std::process::id(),
+        cache: None,
+    };
+    Registration::new(config.is_named.then_some(&*config.name), &draft)
 }
 
 /// Opens an export. An upstream that does not answer is tried again: it may be started later.
@@ -237,44 +274,33 @@ async fn learn_hops(served: &[Served], board: &HopBoard) -> Result<()> {
 }
 
 /// Goes on asking: an upstream may have been started anew with another upstream of its own.
-async fn watch_hops(served: &[Served], board: &HopBoard) -> Result<()> {
+async fn watch_hops(served: &[Served], board: &HopBoard, look_again: &Notify) -> Result<()> {
     loop {
-        tokio::time::sleep(HOPS_INTERVAL).await;
+        let _ = tokio::time::timeout(HOPS_INTERVAL, look_again.notified()).await;
         learn_hops(served, board).await?;
     }
 }
 
 /// SIGUSR1 writes back, SIGUSR2 flushes (paper, section 4.2).
-fn handle_signals(served: &Arc<Vec<Served>>) -> Result<()> {
+fn handle_signals(control: &Arc<ProxyControl>) -> Result<()> {
     let mut write_back = signal(SignalKind::user_defined1())?;
     let mut flush = signal(SignalKind::user_defined2())?;
-    let served = served.clone();
+    let control = control.clone();
     tokio::spawn(async move {
         loop {
             let flushes = tokio::select! {
                 _ = write_back.recv() => false,
                 _ = flush.recv() => true,
             };
-            let served = served.clone();
-            tokio::spawn(async move { send_all(&served, flushes).await });
+            let control = control.clone();
+            tokio::spawn(async move {
+                if let Err(error) = control.send_all(flushes).await {
+                    log::error!("{error:#}");
+                }
+            });
         }
     });
     Ok(())
-}
-
-async fn send_all(served: &[Served], flushes: bool) {
-    let what = if flushes { "flush" } else { "write back" };
-    for export in served {
-        let Some(cache) = &export.stack.cache else { continue };
-        let done = match flushes {
-            true => cache.disk.flush_all().await,
-            false => cache.disk.write_back().await,
-        };
-        match done {
-            Ok(()) => log::info!("export {}: {what}: done", export.name),
-            Err(error) => log::error!("export {}: {what}: {error}", export.name),
-        }
-    }
 }
 
 /// Ends the layers: what is to reach the upstreams has, or stays in the caches.
@@ -292,7 +318,8 @@ async fn end(served: &[Served]) -> Result<()> {
                 log::warn!("export {}: {} not sent, kept", export.name, unsent_text(&unsent));
             }
             if let Err(error) = ended {
-                let error = anyhow::Error::new(error)
+                let error = Exit::Unsent
+                    .mark(error.into())
                     .context(format!("export {}: not all was written back", export.name));
                 log::error!("{}", error_text(&error));
                 result = Err(error);

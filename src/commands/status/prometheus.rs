@@ -22,6 +22,7 @@ const GAUGES: &[&str] = &[
     "read_peak_bytes",
     "stripes",
     "stripes_alive",
+    "channels",
 ];
 
 /// The ends of the buckets of durations, in nanoseconds: octaves from 16 µs to 69 s, where buckets
@@ -79,16 +80,26 @@ fn add_session(metrics: &mut Metrics, status: &Value) {
         field("version")
     );
     metrics.number("gridvfs_session_info", "gauge", "A session that runs.", &info, &1.into());
+    for client in status["clients"].as_array().into_iter().flatten() {
+        let name = escaped(client["name"].as_str().unwrap_or_default());
+        let labels = format!("{session},client=\"{name}\"");
+        for (field, name, kind, help) in [
+            ("channels", "gridvfs_client_channels", "gauge", "Channels that are open."),
+            ("calls", "gridvfs_client_calls_total", "counter", "Calls of the client."),
+            ("received_bytes", "gridvfs_client_received_bytes_total", "counter", "Of its calls."),
+            ("sent_bytes", "gridvfs_client_sent_bytes_total", "counter", "Of replies to it."),
+        ] {
+            metrics.number(name, kind, help, &labels, &client[field]);
+        }
+    }
     let up = &status["uptime_seconds"];
     metrics.number("gridvfs_uptime_seconds", "gauge", "Since the mount.", &session, up);
-    let reached = u64::from(status["link"]["unreachable_seconds"].is_null());
-    metrics.number(
-        "gridvfs_link_up",
-        "gauge",
-        "1 while the state server is reached.",
-        &session,
-        &reached.into(),
-    );
+    // A standing proxy by itself has none; a local directory is always reached.
+    if status["clients"].is_null() {
+        let reached = u64::from(status["link"]["unreachable_seconds"].is_null()).into();
+        let help = "1 while the state server is reached.";
+        metrics.number("gridvfs_link_up", "gauge", help, &session, &reached);
+    }
     if let Some(ms) = status["link"]["rtt_ms"].as_f64() {
         let help = "Smoothed round trip of small calls.";
         let rtt = (ms / 1000.0).into();
@@ -99,7 +110,7 @@ fn add_session(metrics: &mut Metrics, status: &Value) {
         let help = "Requests of the kernel.";
         metrics.number("gridvfs_requests_total", "counter", help, &labels, count);
     }
-    for section in ["cache", "metadata", "buffer", "link"] {
+    for section in ["cache", "metadata", "buffer", "link", "server"] {
         for (name, value) in status[section].as_object().into_iter().flatten() {
             if !value.is_u64() || name == "unreachable_seconds" {
                 continue;
@@ -119,7 +130,11 @@ fn add_session(metrics: &mut Metrics, status: &Value) {
     }
     let latency = &status["latency"];
     for (title, name, help) in [
-        ("requests", "gridvfs_request_duration_seconds", "How long the kernel's requests took."),
+        (
+            "requests",
+            "gridvfs_request_duration_seconds",
+            "How long requests of the kernel, or of a proxy's clients, took.",
+        ),
         ("calls", "gridvfs_call_duration_seconds", "How long calls of the state server took."),
     ] {
         for (kind, times) in latency[title].as_object().into_iter().flatten() {

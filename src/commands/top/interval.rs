@@ -79,7 +79,7 @@ pub fn interval(before: &Value, now: &Value, time: Duration) -> Value {
     let rate = |section: &str, name: &str| round(grown(section, name) as f64 / seconds);
     let mut session = json!({
         "name": now["session"], "source": now["source"], "mountpoint": now["mountpoint"],
-        "seconds": round(seconds),
+        "listen": now["listen"], "seconds": round(seconds),
     });
     if now["cache"].is_object() {
         let (hits, misses) = (grown("cache", "hits"), grown("cache", "misses"));
@@ -127,7 +127,34 @@ pub fn interval(before: &Value, now: &Value, time: Duration) -> Value {
         }
     }
     session["files"] = files(before, now, seconds).into();
+    if now["clients"].is_array() {
+        session["clients"] = clients(before, now, seconds).into();
+    }
     session
+}
+
+/// The clients of a standing proxy, the busiest first.
+fn clients(before: &Value, now: &Value, seconds: f64) -> Vec<Value> {
+    let list = |state: &Value| state["clients"].as_array().cloned().unwrap_or_default();
+    let before = list(before);
+    let told = |client: Value| {
+        let last = before.iter().find(|other| other["name"] == client["name"]);
+        let rate = |name: &str| {
+            let count = client[name].as_u64().unwrap_or(0);
+            let grown = count.checked_sub(last.map_or(0, |last| last[name].as_u64().unwrap_or(0)));
+            (grown.unwrap_or(count) as f64 / seconds * 100.0).round() / 100.0
+        };
+        json!({
+            "name": client["name"], "channels": client["channels"],
+            "calls_per_second": rate("calls"),
+            "received_bytes_per_second": rate("received_bytes"),
+            "sent_bytes_per_second": rate("sent_bytes"),
+        })
+    };
+    let mut clients: Vec<Value> = list(now).into_iter().map(told).collect();
+    let busy = |client: &Value| client["calls_per_second"].as_f64().unwrap_or(0.0);
+    clients.sort_by(|a, b| busy(b).total_cmp(&busy(a)));
+    clients
 }
 
 /// The files that were read or written meanwhile, the busiest first.

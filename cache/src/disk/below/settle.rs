@@ -39,6 +39,8 @@ enum Wait<'a> {
     Names(&'a [At]),
     Directory(&'a FileHandle),
     All,
+    /// All, as long as a write-back of everything is not taken back.
+    WithAll,
 }
 
 impl NameLayer {
@@ -102,6 +104,13 @@ impl NameLayer {
         self.wait(Wait::All).await
     }
 
+    /// The same, until that is taken back ([`Queue::want_all_no_more`]).
+    ///
+    /// [`Queue::want_all_no_more`]: crate::disk::pending::Queue::want_all_no_more
+    pub(in crate::disk) async fn settle_with_all(&self) -> Result<()> {
+        self.wait(Wait::WithAll).await
+    }
+
     /// Returns when the changes are made; an error if one of them cannot be made now.
     async fn wait(&self, what: Wait<'_>) -> Result<()> {
         let wanted = {
@@ -116,13 +125,16 @@ impl NameLayer {
                     queue.with_keys(&keys)
                 }
                 Wait::Directory(dir) => queue.in_dir(dir),
-                Wait::All => queue.ops.keys().copied().collect(),
+                Wait::All | Wait::WithAll => queue.ops.keys().copied().collect(),
             };
             if numbers.is_empty() {
                 return Ok(());
             }
             let all = queue.closure(numbers);
-            queue.urge(&all);
+            match what {
+                Wait::WithAll => queue.want_all(),
+                _ => queue.urge(&all),
+            }
             let failures = |number| queue.ops.get(number).map_or(0, |pending| pending.failures);
             all.iter().map(|number| (*number, failures(number))).collect::<Vec<_>>()
         };
@@ -133,7 +145,7 @@ impl NameLayer {
             {
                 let queue = self.queue.lock();
                 // Others go on when one has stopped: who waits for all of them waits for those.
-                let patient = matches!(what, Wait::All);
+                let patient = matches!(what, Wait::All | Wait::WithAll);
                 let (mut left, mut error, mut moving) = (false, None, false);
                 for (number, failures) in &wanted {
                     let Some(pending) = queue.ops.get(number) else { continue };

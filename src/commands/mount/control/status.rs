@@ -1,14 +1,17 @@
 //! What a session tells of itself.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
-use gridvfs_cache::DiskCache;
+use gridvfs_cache::{BufferLayer, DiskCache};
 use gridvfs_fuse::BusyFile;
+use gridvfs_metadata::MetaLayer;
 use gridvfs_metadata::layer::ReadOf;
 use gridvfs_vfs::{Durations, FileHandle};
 use serde_json::{Value, json};
 
+use super::super::connect::Stack;
 use super::super::files;
 use super::SessionControl;
 use crate::options::{Shown, settings_json};
@@ -65,20 +68,10 @@ impl SessionControl {
             status["cache"] = self.cache_status(cache);
         }
         if let Some(metadata) = &self.metadata {
-            status["metadata"] = json!(metadata.counters().to_map());
-            let file = |read: ReadOf| {
-                json!({
-                    "path": paths::to_value(&read.path),
-                    "guided_bytes": read.guided_bytes,
-                    "zero_bytes": read.zero_bytes,
-                })
-            };
-            let files = metadata.reads(READ_FILES_TOLD_MAX).into_iter().map(file);
-            status["metadata"]["files"] = files.collect();
+            status["metadata"] = metadata_json(metadata);
         }
         if let Some(buffer) = &self.buffer {
-            status["buffer"] = json!(buffer.counters().to_map());
-            status["buffer"]["held_bytes"] = json!(buffer.dirty_bytes());
+            status["buffer"] = buffer_json(buffer);
         }
         if let Some(client) = &self.client {
             status["link"] = json!(client.counters().to_map());
@@ -96,22 +89,7 @@ impl SessionControl {
 
     /// What is known of the cache without looking through it.
     fn cache_status(&self, cache: &DiskCache) -> Value {
-        let mut status = json!({"directory": self.record.cache});
-        let unsent = cache.unsent();
-        let mut add = |name: &str, value: Value| status[name] = value;
-        for (name, count) in cache.counters().to_map() {
-            add(name, json!(count));
-        }
-        for (name, count) in cache.store_counters() {
-            add(name, json!(count));
-        }
-        add("unsent_bytes", json!(unsent.bytes));
-        add("unsent_files", json!(unsent.files));
-        add("unsent_names", json!(unsent.names));
-        add("unsent_conflicts", json!(unsent.conflicts));
-        add("journal_bytes", json!(cache.journal_bytes()));
-        add("settings", settings_json(&cache.settings()));
-        status
+        cache_json(self.record.cache.as_deref(), cache)
     }
 
     /// All that can be said of the cache.
@@ -164,8 +142,65 @@ impl SessionControl {
     }
 }
 
+/// What the layers of a standing proxy's export tell, as a mount's do.
+pub(crate) fn stack_json(stack: &Stack) -> Value {
+    let mut status = json!({});
+    if let Some(cache) = &stack.cache {
+        status["cache"] = cache_json(Some(&cache.dir.path), &cache.disk);
+    }
+    if let Some(metadata) = &stack.metadata {
+        status["metadata"] = metadata_json(metadata);
+    }
+    if let Some(buffer) = &stack.buffer {
+        status["buffer"] = buffer_json(buffer);
+    }
+    if let Some(client) = &stack.client {
+        status["link"] = json!(client.counters().to_map());
+        status["latency"] = json!({"calls": times_json(client.counters().times())});
+    }
+    status
+}
+
+fn cache_json(directory: Option<&Path>, cache: &DiskCache) -> Value {
+    let mut status = json!({ "directory": directory });
+    let unsent = cache.unsent();
+    let mut add = |name: &str, value: Value| status[name] = value;
+    for (name, count) in cache.counters().to_map() {
+        add(name, json!(count));
+    }
+    for (name, count) in cache.store_counters() {
+        add(name, json!(count));
+    }
+    add("unsent_bytes", json!(unsent.bytes));
+    add("unsent_files", json!(unsent.files));
+    add("unsent_names", json!(unsent.names));
+    add("unsent_conflicts", json!(unsent.conflicts));
+    add("journal_bytes", json!(cache.journal_bytes()));
+    add("settings", settings_json(&cache.settings()));
+    status
+}
+
+fn metadata_json(metadata: &MetaLayer) -> Value {
+    let mut status = json!(metadata.counters().to_map());
+    let file = |read: ReadOf| {
+        json!({
+            "path": paths::to_value(&read.path),
+            "guided_bytes": read.guided_bytes,
+            "zero_bytes": read.zero_bytes,
+        })
+    };
+    status["files"] = metadata.reads(READ_FILES_TOLD_MAX).into_iter().map(file).collect();
+    status
+}
+
+fn buffer_json(buffer: &BufferLayer) -> Value {
+    let mut status = json!(buffer.counters().to_map());
+    status["held_bytes"] = json!(buffer.dirty_bytes());
+    status
+}
+
 /// How long things took: in all, and counts by what they took at most, in microseconds.
-fn times_json(times: Vec<(&'static str, Durations)>) -> Value {
+pub(crate) fn times_json(times: Vec<(&'static str, Durations)>) -> Value {
     let told = |durations: Durations| {
         let micros = |up_to: Option<Duration>| up_to.map(|up_to| up_to.as_micros() as u64);
         let buckets = durations.buckets().map(|(up_to, count)| json!([micros(up_to), count]));
