@@ -320,7 +320,7 @@ fn layers(
     commands: &BTreeMap<String, Vec<String>>,
 ) -> Layers {
     let path = folder.join("far");
-    let options = LocalDirOptions { state_dir: None, read_only: false };
+    let options = LocalDirOptions::default();
     let inner = LocalDir::open(&path, options).expect("opened");
     let far = Arc::new(Far {
         inner,

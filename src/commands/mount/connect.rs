@@ -173,6 +173,7 @@ async fn connect_patiently(target: &Target) -> Result<Stack> {
         let options = LocalDirOptions {
             state_dir: Some(directories::state()?),
             read_only: settings.read_only,
+            ..LocalDirOptions::default()
         };
         let directory: Arc<dyn Vfs> = Arc::new(LocalDir::open(path, options)?);
         let stack = Stack {
