@@ -17,14 +17,14 @@ mod read;
 mod shared;
 mod write;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use gridvfs_vfs::{
     Access, AccessGranted, Allocation, Caller, Committed, CreateHow, Created, DirPage, Entry,
-    Error, Fetched, FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result,
+    Error, Fetched, FileHandle, FsInfo, FsStat, Linked, Listener, NodeKind, PathConf, ReadData, Result,
     SeekWhence, SetAttr, Stability, Status, Time, Verifier, Vfs, Wcc, WccAttr, Written,
 };
 use tokio::runtime::Handle;
@@ -139,6 +139,10 @@ impl BufferLayer {
 
 #[async_trait]
 impl Vfs for BufferLayer {
+    fn listen(&self, listener: Weak<dyn Listener>) {
+        self.shared.inner.listen(listener);
+    }
+
     fn root(&self) -> FileHandle {
         self.shared.inner.root()
     }

@@ -86,7 +86,7 @@ fn export(args: &ExportArgs) -> Result<ExportConfig> {
 }
 
 /// The most directories that are watched for changes, where the host's administrator says so.
-pub(super) fn watches_max() -> Result<Option<usize>> {
+pub(crate) fn watches_max() -> Result<Option<usize>> {
     match std::env::var("GRIDVFS_WATCHES_MAX") {
         Ok(text) => Ok(Some(text.parse().context("GRIDVFS_WATCHES_MAX: a number is expected")?)),
         Err(_) => Ok(None),

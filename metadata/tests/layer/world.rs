@@ -342,6 +342,7 @@ fn layers(
             for _ in 0..1000 {
                 let options = DiskOptions {
                     defer_names: true,
+                    coherence: false,
                     dir: dir.clone(),
                     geometry: Geometry { size_bytes: 256 << 20, banks: 16, ..Geometry::default() },
                     shared: false,
