@@ -227,6 +227,7 @@ impl Core {
         let asked = self.ask();
         let mut attr = self.buffer.getattr(caller, file).await?;
         self.observe(file, &mut attr, asked);
+        self.look_at_overwritten(file);
         Ok(attr)
     }
 
@@ -261,6 +262,7 @@ impl Core {
         let mut answer = self.buffer.access(caller, file, wanted).await?;
         if let Some(attr) = &mut answer.attr {
             self.observe(file, attr, asked);
+            self.look_at_overwritten(file);
             self.walk_opened(caller, file, attr, true);
         }
         self.index.set_granted(file, caller, wanted.0, answer.granted.0);

@@ -18,12 +18,16 @@ use parking_lot::Mutex;
 
 use super::options::Consistency;
 use super::{Core, DiskCache, now_ms};
+use crate::buffer::Asked;
 use crate::counters::add;
 use crate::index::{Known, Name};
 
 /// What is known of a file is asked for again after this long in any case: what reaches it by a way that
 /// nobody watches (a further hard link from elsewhere, a shared mapping) is seen then.
 const BELIEVED_FOR: Duration = Duration::from_secs(300);
+
+/// How often it is tried to have a file's data on the server, while it is being written.
+const OVERWRITTEN_TRIES_MAX: usize = 8;
 
 /// See the module's description.
 #[derive(Default)]
@@ -35,6 +39,8 @@ pub(crate) struct Coherence {
     began: AtomicU64,
     /// The clock when the question was sent whose answer is told now.
     asked: AtomicU64,
+    /// The same by the buffer layer's.
+    buffer_asked: Mutex<Option<Asked>>,
     listening: AtomicBool,
     state: Mutex<Told>,
     ears: Ears,
@@ -63,6 +69,11 @@ pub struct CoherenceStatus {
 impl Coherence {
     pub fn new(wanted: bool) -> Self {
         Self { wanted, ..Self::default() }
+    }
+
+    /// Tells a change that was found here.
+    pub fn tell(&self, change: &Change) {
+        self.ears.changed(change);
     }
 
     /// Says whether changes are told.
@@ -181,6 +192,12 @@ impl Core {
     fn file_told(&self, file: &FileHandle, told: Option<&Attr>) {
         let asked = self.coherence.asked.load(Ordering::Acquire);
         let node = self.known(file);
+        if let (Some(told), Some(asked)) = (told, *self.coherence.buffer_asked.lock()) {
+            self.buffer.told(file, told, asked);
+            if self.look_at_overwritten(file) {
+                return;
+            }
+        }
         let (shown, changed_at) = match (&node, told) {
             (Some(node), Some(told)) => {
                 let state = node.state.lock();
@@ -225,6 +242,40 @@ impl Core {
         });
     }
 
+    /// Looks whether others have changed a file over what we have written to it lately, and what is
+    /// stored of it is not what the server has. In write-back that is a conflict, which is found when
+    /// data is sent.
+    pub fn look_at_overwritten(&self, file: &FileHandle) -> bool {
+        if !self.trusts() || !self.buffer.take_overwritten(file) {
+            return false;
+        }
+        let (Some(core), Some(node)) = (self.this.upgrade(), self.known(file)) else { return false };
+        if self.treatment(&node).is_lazy() {
+            return false;
+        }
+        self.mark(file, true);
+        self.runtime.spawn(async move {
+            // What of ours is still to be committed leaves the journal, which lies over everything.
+            for _ in 0..OVERWRITTEN_TRIES_MAX {
+                if core.send(&node, true).await.is_err() {
+                    return;
+                }
+                let mut state = node.state.lock();
+                if state.dirty.is_empty() {
+                    core.renew(&node, &mut state, None);
+                    state.changed_at = core.tick();
+                    node.set_size(None);
+                    break;
+                }
+            }
+            core.mark(&node.handle, true);
+            core.buffer.invalidate(&node.handle);
+            let attr = core.getattr(&core.own, &node.handle).await.ok();
+            core.coherence.ears.changed(&Change::File(node.handle, attr));
+        });
+        true
+    }
+
     fn name_told(&self, dir: &FileHandle, name: &[u8], leads: &Leads) {
         let asked = self.coherence.asked.load(Ordering::Acquire);
         let own = self.index.node(dir).is_some_and(|known| known.changed_at > asked);
@@ -255,6 +306,7 @@ impl Core {
 impl Listener for Core {
     fn asking(&self) {
         self.coherence.asked.store(self.ask(), Ordering::Release);
+        *self.coherence.buffer_asked.lock() = Some(self.buffer.asking());
     }
 
     fn changed(&self, change: &Change) {
