@@ -15,7 +15,7 @@ use common::{Rig, Way, gridvfs, run, shell};
 use serde_json::Value;
 
 /// How long anything may take before a test calls it never.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 /// Nothing is looked at again by itself.
 const LONG: &str = "attr_timeout=3600,entry_timeout=3600,cache_size=64M,cache_banks=4";
 
@@ -118,11 +118,30 @@ impl Drop for Mount<'_> {
 }
 
 fn look(at: &Path) -> String {
-    shell(
-        at,
-        "find . -printf '%P %y %m %n %l %T@\\n' | sort; \
-         find . -type f | sort | while read -r file; do stat -c %s \"$file\"; cksum <\"$file\"; done",
-    )
+    let mut lines = Vec::new();
+    let mut folders = vec![PathBuf::new()];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = std::fs::read_dir(at.join(&folder)) else { continue };
+        for entry in entries.flatten() {
+            let (path, place) = (entry.path(), folder.join(entry.file_name()));
+            let Ok(meta) = std::fs::symlink_metadata(&path) else { continue };
+            let times = (meta.mtime(), meta.mtime_nsec(), meta.ctime_nsec());
+            let mut line = format!("{place:?} {:o} {} {times:?}", meta.mode(), meta.nlink());
+            if meta.is_dir() {
+                folders.push(place);
+            } else if meta.is_symlink() {
+                line += &format!(" {:?}", std::fs::read_link(&path).ok());
+            } else {
+                let data = std::fs::read(&path).unwrap_or_default();
+                let end = &data[data.len().saturating_sub(30)..];
+                let sum = data.iter().fold(0u32, |sum, byte| sum.rotate_left(3) ^ u32::from(*byte));
+                line += &format!(" {} {sum:x} {:?}", meta.len(), String::from_utf8_lossy(end));
+            }
+            lines.push(line);
+        }
+    }
+    lines.sort();
+    lines.join("\n")
 }
 
 /// Changes of every kind, one after the other; what each says of itself.
@@ -173,7 +192,10 @@ fn a_session_sees_what_others_do_without_asking() {
 fn what_is_known_is_not_asked_for() {
     let test = "what_is_known_is_not_asked_for";
     let Some(rig) = Rig::new(test, Way::Ssh) else { return };
-    shell(&rig.export, "for d in a b c; do mkdir $d; for n in 1 2 3 4 5; do echo $n >$d/$n; done; done");
+    shell(
+        &rig.export,
+        "for d in a b c; do mkdir $d; for n in 1 2 3 4 5; do echo $n >$d/$n; done; done",
+    );
     // The kernel asks us again and again.
     let asks = "attr_timeout=0,entry_timeout=0";
     let one = Mount::new(&rig, "one", asks).heard();
@@ -196,8 +218,8 @@ fn what_is_known_is_not_asked_for() {
     walk(&one);
     shell(&rig.export, "echo theirs >b/theirs");
     wait_for("theirs", || one.at("b/theirs").exists());
-    walk(&one);
-    assert_eq!(walk(&one), 0, "calls after changes of our own");
+    // What was written is committed first, within two seconds.
+    wait_for("no calls after changes of our own", || walk(&one) == 0);
     let end = Instant::now();
     drop((one, off));
     assert!(end.elapsed() < LIMIT, "a held call does not hold up the end");
@@ -273,13 +295,15 @@ fn a_chain_of_proxies_passes_on_what_it_hears() {
     let one = Mount::of(&rig, "one", &link(&near, "lan")).heard();
     let two = Mount::of(&rig, "two", &link(&near, "lan")).heard();
     let direct = Mount::of(&rig, "direct", &link(&far, "vms")).heard();
-    for (what, script) in CHANGES {
-        for by in [&two.point, &direct.point, &rig.export] {
+    for start in 0..3 {
+        for ((what, script), at) in CHANGES.into_iter().zip(start..) {
+            let by = [&two.point, &direct.point, &rig.export][at % 3];
             one.seen();
-            shell(by, &script.replace("dir/fresh dir", "-f dir/fresh dir"));
+            shell(by, script);
             let is = look(&rig.export);
             wait_to_see(&format!("{what} by {}", by.display()), &one, &is);
         }
+        shell(&rig.export, "rm -r dir/renamed");
     }
     let before = one.calls();
     shell(&one.point, "ls -lR .; cat file dir/*");
@@ -388,7 +412,7 @@ fn two_sessions_at_random_agree() {
         state % below
     };
     let mut script = String::new();
-    for round in 0..120 {
+    for round in 0..60 {
         let (d, n) = (["a", "b"][random(2) as usize], random(4));
         let (e, m) = (["a", "b"][random(2) as usize], random(4));
         let change = match random(8) {

@@ -53,8 +53,8 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use gridvfs_vfs::{
     Access, AccessGranted, Allocation, Attr, Caller, Committed, CreateHow, Created, DirPage, Entry,
-    Error, FileHandle, FsInfo, FsStat, Linked, Listener, NodeKind, PathConf, ReadData, Result, SeekWhence,
-    SetAttr, Stability, Status, Time, Verifier, Vfs, Wcc, Written,
+    Error, FileHandle, FsInfo, FsStat, Linked, Listener, NodeKind, PathConf, ReadData, Result,
+    SeekWhence, SetAttr, Stability, Status, Time, Verifier, Vfs, Wcc, Written,
 };
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};

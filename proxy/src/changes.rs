@@ -13,8 +13,8 @@ mod attentive;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, Hash, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -295,7 +295,10 @@ impl Hub {
                 (ready, state.answered_at.map(|at| at + ANSWER_INTERVAL))
             };
             let over = Instant::now() >= until;
-            if ready && !over && let Some(due) = due.filter(|due| *due > Instant::now()) {
+            if ready
+                && !over
+                && let Some(due) = due.filter(|due| *due > Instant::now())
+            {
                 tokio::time::sleep_until(due.into()).await;
                 continue;
             }
@@ -303,7 +306,8 @@ impl Hub {
                 let _ = tokio::time::timeout_at(until.into(), client.wake.notified()).await;
                 continue;
             }
-            let (hub, of, vfs, caller) = (self.clone(), client.clone(), vfs.clone(), caller.clone());
+            let (hub, of, vfs, caller) =
+                (self.clone(), client.clone(), vfs.clone(), caller.clone());
             let gathering = async move { hub.gather(&of, &*vfs, &caller).await };
             let changes = match blocking {
                 true => {
@@ -518,11 +522,7 @@ impl Listener for Hub {
 }
 
 /// For calls that are looked at by nobody: nothing is told.
-pub(crate) fn attentive(
-    hub: Option<&Arc<Hub>>,
-    vfs: &Arc<dyn Vfs>,
-    id: ClientId,
-) -> Arc<dyn Vfs> {
+pub(crate) fn attentive(hub: Option<&Arc<Hub>>, vfs: &Arc<dyn Vfs>, id: ClientId) -> Arc<dyn Vfs> {
     let Some(hub) = hub.filter(|hub| hub.is_used()) else { return vfs.clone() };
     let client = hub.client(id);
     if client.is_none() && !hub.in_process {

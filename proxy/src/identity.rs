@@ -14,8 +14,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use gridvfs_vfs::{
     Access, AccessGranted, Allocation, Attr, Caller, Committed, CreateHow, Created, DirPage, Entry,
-    FileHandle, FsInfo, FsStat, Linked, Listener, NodeKind, PathConf, ReadData, Result, SeekWhence, SetAttr,
-    Stability, Status, Time, Verifier, Vfs, Wcc, Written,
+    FileHandle, FsInfo, FsStat, Linked, Listener, NodeKind, PathConf, ReadData, Result, SeekWhence,
+    SetAttr, Stability, Status, Time, Verifier, Vfs, Wcc, Written,
 };
 
 pub use table::{IdentityTable, TableConfig, TableError};

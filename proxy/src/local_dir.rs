@@ -46,8 +46,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use gridvfs_vfs::{
     Access, AccessGranted, Allocation, Attr, Caller, Committed, CreateHow, Created, DirPage, Entry,
-    FileHandle, FileKind, FsInfo, FsStat, Linked, Listener, NodeKind, PathConf, ReadData, Result, SeekWhence,
-    SetAttr, Stability, Time, Verifier, Vfs, Wcc, Written,
+    FileHandle, FileKind, FsInfo, FsStat, Linked, Listener, NodeKind, PathConf, ReadData, Result,
+    SeekWhence, SetAttr, Stability, Time, Verifier, Vfs, Wcc, Written,
 };
 use lru::LruCache;
 use parking_lot::Mutex;

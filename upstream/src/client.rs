@@ -23,7 +23,9 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use gridvfs_vfs::xdr::{Decoder, Encoder, Xdr, XdrResult};
-use gridvfs_vfs::{Attr, Caller, Ears, Error, FileHandle, FileKind, FsInfo, Result, Status, Vfs, nfs3};
+use gridvfs_vfs::{
+    Attr, Caller, Ears, Error, FileHandle, FileKind, FsInfo, Result, Status, Vfs, nfs3,
+};
 
 use crate::rpc::{CallClass, CallError, Request, RpcClient};
 use crate::{ClientOptions, ConnectError, Connector, Counters};

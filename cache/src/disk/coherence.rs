@@ -11,9 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use gridvfs_vfs::{
-    Attr, Change, Coverage, Ears, FileHandle, FileKind, Leads, Listener, Vfs,
-};
+use gridvfs_vfs::{Attr, Change, Coverage, Ears, FileHandle, FileKind, Leads, Listener, Vfs};
 use parking_lot::Mutex;
 
 use super::options::Consistency;
@@ -249,7 +247,9 @@ impl Core {
         if !self.trusts() || !self.buffer.take_overwritten(file) {
             return false;
         }
-        let (Some(core), Some(node)) = (self.this.upgrade(), self.known(file)) else { return false };
+        let (Some(core), Some(node)) = (self.this.upgrade(), self.known(file)) else {
+            return false;
+        };
         if self.treatment(&node).is_lazy() {
             return false;
         }

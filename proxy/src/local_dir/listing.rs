@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use gridvfs_vfs::{FileKind, Caller, DirEntry, DirPage, FileHandle, Result, Status, Verifier, is_dots};
+use gridvfs_vfs::{
+    Caller, DirEntry, DirPage, FileHandle, FileKind, Result, Status, Verifier, is_dots,
+};
 
 use super::LocalDir;
 use super::attr;

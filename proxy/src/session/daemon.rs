@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use gridvfs_upstream::greeting::{FEATURE_CHANGES, FEATURE_EXTENSIONS, FEATURE_FETCH, Greeting, PROTOCOL};
+use gridvfs_upstream::greeting::{
+    FEATURE_CHANGES, FEATURE_EXTENSIONS, FEATURE_FETCH, Greeting, PROTOCOL,
+};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;

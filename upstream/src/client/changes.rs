@@ -33,11 +33,7 @@ impl NfsClient {
     }
 
     /// Sends the question. Returns also how long the server may hold it.
-    async fn ask_changes(
-        &self,
-        period: u64,
-        heard: u64,
-    ) -> (Duration, Result<Pending, CallError>) {
+    async fn ask_changes(&self, period: u64, heard: u64) -> (Duration, Result<Pending, CallError>) {
         // Well before this client's own patience ends.
         let hold = self.rpc.patience().map_or(HOLD_MAX, |patience| HOLD_MAX.min(patience / 2));
         let hold_ms = hold.as_millis() as u32;
@@ -70,7 +66,7 @@ impl Follower {
     async fn follow(&mut self, client: Weak<NfsClient>) {
         loop {
             self.ears.asking();
-            let (hold, pending) = {
+            let (counters, (hold, pending)) = {
                 let Some(client) = client.upgrade() else { return };
                 if !client.rpc.terms().changes {
                     self.lapse("the far side does not tell changes".into());
@@ -78,15 +74,19 @@ impl Follower {
                     tokio::time::sleep(PAUSE_MAX).await;
                     continue;
                 }
-                client.ask_changes(self.period, self.heard).await
+                let counters = client.counters().clone();
+                (counters, client.ask_changes(self.period, self.heard).await)
             };
             let answered = async { pending?.reply_with(results::<Changes>).await };
             let mut answered = std::pin::pin!(answered);
-            let in_time = tokio::time::timeout(hold + LATE_MAX, &mut answered).await;
-            let answer = match in_time {
-                Ok(answer) => answer,
-                Err(_) => {
+            let answer = tokio::select! {
+                answer = &mut answered => answer,
+                () = tokio::time::sleep(hold + LATE_MAX) => {
                     self.lapse("the far side does not answer".into());
+                    answered.await
+                }
+                () = counters.cut() => {
+                    self.lapse("the far side cannot be reached".into());
                     answered.await
                 }
             };
