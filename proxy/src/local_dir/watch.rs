@@ -143,10 +143,9 @@ impl Watches {
     pub(super) fn watch(&self, key: Key, kind: FileKind, fd: BorrowedFd<'_>) -> bool {
         let mut state = self.state.lock();
         let Some(state) = state.as_mut() else { return false };
-        if let Some(wd) = state.by_id.get(&key.id) {
-            if state.watched.get(wd).is_some_and(|watched| watched.key == key) {
-                return true;
-            }
+        let known = state.by_id.get(&key.id).and_then(|wd| state.watched.get(wd));
+        if known.is_some_and(|watched| watched.key == key) {
+            return true;
         }
         if !state.is_local(fd) || !state.has_room(self.most) {
             return false;
