@@ -214,7 +214,13 @@ impl Core {
             (_, None) => Verdict::Unclear,
         };
         match (verdict, told) {
-            (Verdict::Same, _) => add(&self.counters.notices_known, 1),
+            (Verdict::Same, _) => {
+                add(&self.counters.notices_known, 1);
+                // Who listens here may know less than we do.
+                if let Some(shown) = shown.filter(|_| node.is_none_or(|node| !node.is_local())) {
+                    self.coherence.ears.changed(&Change::File(*file, Some(shown)));
+                }
+            }
             (Verdict::News, Some(told)) => {
                 let mut attr = *told;
                 self.observe(file, &mut attr, self.ask());
@@ -295,8 +301,9 @@ impl Core {
                 Name::Absent if !own => self.index.set_name(dir, name, None),
                 _ => self.index.forget_name(dir, name),
             }
-            self.coherence.ears.changed(&Change::Name(*dir, name.to_vec().into(), *leads));
         }
+        // Who listens here may know less than we do.
+        self.coherence.ears.changed(&Change::Name(*dir, name.to_vec().into(), *leads));
         if let Leads::To(file, Some(attr)) = leads {
             self.file_told(file, Some(attr));
         }
