@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use gridvfs_vfs::{Attr, Change, Coverage, Ears, FileHandle, FileKind, Leads, Listener, Vfs};
 use parking_lot::Mutex;
 
+use super::node::Node;
 use super::options::Consistency;
 use super::{Core, DiskCache, now_ms};
 use crate::buffer::Asked;
@@ -195,6 +196,13 @@ impl Core {
             if self.look_at_overwritten(file) {
                 return;
             }
+        }
+        let written = |node: &Arc<Node>| node.is_local() || !node.state.lock().settled;
+        if let Some(node) = node.as_ref().filter(|node| written(node))
+            && !self.treatment(node).is_lazy()
+        {
+            // What is told may be from before our last WRITE. An answer is not.
+            return self.ask_later(file, true);
         }
         let (shown, changed_at) = match (&node, told) {
             (Some(node), Some(told)) => {
