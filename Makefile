@@ -19,7 +19,7 @@ SCRIPTS := .ci/run $(wildcard bench/*.sh bench/cache/*.sh bench/experiments/*.sh
 	packaging/libvirt/qemu packaging/slurm/prolog packaging/slurm/epilog packaging/slurm/task-prolog
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-bench build demo test test-systemd test-slurm test-libvirt test-nfs-client test-crash bench bench-quick bench-link bench-cache bench-fetch bench-clone bench-fleet fmt lint clean install bench-meta
+.PHONY: help deps deps-bench build demo test test-systemd test-slurm test-libvirt test-nfs-client test-crash bench bench-quick bench-link bench-cache bench-fetch bench-clone bench-fleet bench-coherence fmt lint clean install bench-meta
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -102,6 +102,11 @@ bench-fleet: ## Measure eight clones at once through one LAN cache against one (
 	@$(DEPS) build test bench
 	$(CARGO) build --release --workspace
 	@bench/fleet.sh $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_OPTIONS)
+
+bench-coherence: ## Measure how soon a change by one session is seen by another, and what looking again costs
+	@$(DEPS) build test bench
+	$(CARGO) build --release --workspace
+	@bench/coherence.sh $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_OPTIONS)
 
 bench-meta: ## Measure how fast meta build reads, against plain reading (BENCH_OPTIONS=…)
 	@$(DEPS) build test bench

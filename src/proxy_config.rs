@@ -86,6 +86,8 @@ pub struct ExportConfig {
     pub source: Source,
     /// The options, as for a mount.
     pub settings: Settings,
+    /// Nobody changes the files but through this proxy.
+    pub exclusive: bool,
 }
 
 /// What a client is shown, and as whom it acts.
@@ -205,7 +207,7 @@ impl ProxyConfig {
         };
         for (key, value) in table.entries() {
             match (key, value) {
-                ("source", _) => {}
+                ("source" | "exclusive", _) => {}
                 ("read_only", _) => {
                     let wanted = table.flag(key)?.unwrap_or_default();
                     add("ro", wanted.to_string());
@@ -236,7 +238,7 @@ impl ProxyConfig {
                 (key, _) => add(key, path_like(key, table.word(key)?.unwrap_or_default())?),
             }
         }
-        let known = options::names().chain(["source", "read_only", "rules", "ssh"]);
+        let known = options::names().chain(["source", "read_only", "exclusive", "rules", "ssh"]);
         if let Some(item) = items.iter().find(|item| !options::names().any(|key| key == item.key)) {
             let near = options::nearest(&item.key, known);
             let hint = near.map_or("docs/proxies.md lists the keys".into(), |name| {
@@ -252,7 +254,8 @@ impl ProxyConfig {
             let word = &settings.kernel[0];
             bail!("{}", table.at(&format!("{word} is for a mount, not for a proxy")));
         }
-        Ok(ExportConfig { text, source, settings })
+        let exclusive = table.flag("exclusive")?.unwrap_or_default();
+        Ok(ExportConfig { text, source, settings, exclusive })
     }
 }
 

@@ -17,21 +17,22 @@ mod read;
 mod shared;
 mod write;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use gridvfs_vfs::{
-    Access, AccessGranted, Allocation, Caller, Committed, CreateHow, Created, DirPage, Entry,
-    Error, Fetched, FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result,
-    SeekWhence, SetAttr, Stability, Status, Time, Verifier, Vfs, Wcc, WccAttr, Written,
+    Access, AccessGranted, Allocation, Attr, Caller, Committed, CreateHow, Created, DirPage, Entry,
+    Error, Fetched, FileHandle, FsInfo, FsStat, Linked, Listener, NodeKind, PathConf, ReadData,
+    Result, SeekWhence, SetAttr, Stability, Status, Time, Verifier, Vfs, Wcc, WccAttr, Written,
 };
 use tokio::runtime::Handle;
 
 use crate::counters::Counters;
 use crate::options::BufferOptions;
-use shared::{Asked, Shared};
+pub(crate) use shared::Asked;
+use shared::Shared;
 use write::Report;
 
 /// What is held of one file.
@@ -106,6 +107,23 @@ impl BufferLayer {
         self.shared.known(file)?.state.lock().reading.known
     }
 
+    /// The clock before a question is sent whose answer is told by [`BufferLayer::told`].
+    pub(crate) fn asking(&self) -> Asked {
+        self.shared.ask()
+    }
+
+    /// Takes attributes that have come in another way than by a call through this layer.
+    pub(crate) fn told(&self, file: &FileHandle, attr: &Attr, asked: Asked) {
+        self.shared.settle(file, &mut { *attr }, asked);
+    }
+
+    /// Says, once, whether somebody has changed a file's data since our last change, as far as the
+    /// server tells what our changes leave.
+    pub(crate) fn take_overwritten(&self, file: &FileHandle) -> bool {
+        let known = self.shared.known(file);
+        known.is_some_and(|file| std::mem::take(&mut file.state.lock().reading.overwritten))
+    }
+
     /// Sends what is held of a file; leaves an error for whoever wrote.
     async fn send_first(&self, file: &FileHandle) -> Result<()> {
         match self.shared.known(file) {
@@ -139,6 +157,10 @@ impl BufferLayer {
 
 #[async_trait]
 impl Vfs for BufferLayer {
+    fn listen(&self, listener: Weak<dyn Listener>) {
+        self.shared.inner.listen(listener);
+    }
+
     fn root(&self) -> FileHandle {
         self.shared.inner.root()
     }

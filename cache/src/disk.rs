@@ -17,6 +17,7 @@
 mod arrive;
 mod attributes;
 mod below;
+mod coherence;
 mod conflict;
 mod data;
 mod defer;
@@ -52,8 +53,8 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use gridvfs_vfs::{
     Access, AccessGranted, Allocation, Attr, Caller, Committed, CreateHow, Created, DirPage, Entry,
-    Error, FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result, SeekWhence,
-    SetAttr, Stability, Status, Time, Verifier, Vfs, Wcc, Written,
+    Error, FileHandle, FsInfo, FsStat, Linked, Listener, NodeKind, PathConf, ReadData, Result,
+    SeekWhence, SetAttr, Stability, Status, Time, Verifier, Vfs, Wcc, Written,
 };
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
@@ -67,6 +68,7 @@ use crate::journal::Journal;
 
 pub use arrive::{Expected, Version};
 pub use below::NameLayer;
+pub use coherence::CoherenceStatus;
 pub use conflict::{Conflict, Resolution};
 pub use data::Counters as DiskCounters;
 pub use left::Left;
@@ -75,6 +77,7 @@ pub use open::OpenError;
 pub use options::{AtEnd, CacheKind, Consistency, DiskOptions, Policy, Rule, Settings, Treatment};
 pub use status::{FileStatus, Unsent};
 
+use coherence::Coherence;
 use node::Node;
 use open::Origin;
 
@@ -145,6 +148,7 @@ pub(crate) struct Core {
     fetch_number: AtomicU64,
     /// Ticks with each change of ours on the server.
     clock: AtomicU64,
+    coherence: Coherence,
     /// When the session began, in milliseconds since 1970.
     began_ms: u64,
     own: Caller,
@@ -245,6 +249,10 @@ impl DiskCache {
 impl Vfs for DiskCache {
     fn root(&self) -> FileHandle {
         self.core.buffer.root()
+    }
+
+    fn listen(&self, listener: Weak<dyn Listener>) {
+        self.add_listener(listener);
     }
 
     async fn getattr(&self, caller: &Caller, file: &FileHandle) -> Result<Attr> {
@@ -355,8 +363,9 @@ impl Vfs for DiskCache {
         attr: &SetAttr,
     ) -> Result<Created> {
         self.core.refuse_if_read_only()?;
+        let asked = self.core.ask();
         let made = self.core.buffer.mkdir(caller, dir, name, attr).await;
-        self.core.made(dir, name, made, true)
+        self.core.made(dir, name, made, (true, asked))
     }
 
     async fn symlink(
@@ -368,8 +377,9 @@ impl Vfs for DiskCache {
         attr: &SetAttr,
     ) -> Result<Created> {
         self.core.refuse_if_read_only()?;
+        let asked = self.core.ask();
         let made = self.core.buffer.symlink(caller, dir, name, target, attr).await;
-        self.core.made(dir, name, made, false)
+        self.core.made(dir, name, made, (false, asked))
     }
 
     async fn mknod(
@@ -381,8 +391,9 @@ impl Vfs for DiskCache {
         attr: &SetAttr,
     ) -> Result<Created> {
         self.core.refuse_if_read_only()?;
+        let asked = self.core.ask();
         let made = self.core.buffer.mknod(caller, dir, name, kind, attr).await;
-        self.core.made(dir, name, made, false)
+        self.core.made(dir, name, made, (false, asked))
     }
 
     async fn remove(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Wcc> {

@@ -1,6 +1,7 @@
 //! The calls of the front end, without the kernel's wire format: inodes, opens, attributes.
 
 mod files;
+mod listen;
 mod names;
 
 use std::collections::HashMap;
@@ -52,11 +53,15 @@ pub(crate) struct Opened {
     pub wish: Wish,
 }
 
-/// The kernel is to write back and drop the pages of an inode.
-pub(crate) struct Invalidation {
-    pub number: u64,
-    /// Is told when that is done.
-    pub done: Option<oneshot::Sender<()>>,
+/// What the kernel is to let go of.
+pub(crate) enum Invalidation {
+    /// The pages of an inode, once they are written back, and its attributes. The sender is told when
+    /// that is done.
+    Pages(u64, Option<oneshot::Sender<()>>),
+    /// The attributes of an inode.
+    Attributes(u64),
+    /// A name in a directory.
+    Name(u64, Box<[u8]>),
 }
 
 /// Removals under way in a directory. When it is dropped, they are done.
@@ -292,7 +297,7 @@ impl Core {
         if inode.note(attr) {
             self.vfs.invalidate(&inode.handle);
             // The receiver goes with the session; what it would drop goes with it.
-            let _ = self.invalidations.send(Invalidation { number: inode.id, done: None });
+            let _ = self.invalidations.send(Invalidation::Pages(inode.id, None));
             inode.ways.outdate();
         }
         self.kernel_attr(inode, attr)

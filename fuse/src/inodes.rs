@@ -122,6 +122,19 @@ impl Inode {
         (then == changes && at.elapsed() < life).then_some(attr)
     }
 
+    /// Forgets the attributes that were noted so: they are others now.
+    pub fn forget_seen(&self) {
+        self.state.lock().seen = None;
+    }
+
+    /// Notes that somebody has changed the data, nobody knows how.
+    pub fn note_unknown(&self) {
+        let mut state = self.state.lock();
+        state.seen = None;
+        state.known = None;
+        state.outdated = true;
+    }
+
     /// Notes what the directory is like as it is opened. Returns whether a listing that the kernel
     /// has kept since the last time is still good.
     pub fn note_listed(&self, attr: WccAttr) -> bool {
@@ -320,6 +333,13 @@ impl Inodes {
         busy.sort_by_key(|file| std::cmp::Reverse(file.read_bytes + file.written_bytes));
         busy.truncate(count);
         busy
+    }
+
+    /// Returns the regular files that are open.
+    pub fn open_files(&self) -> Vec<Arc<Inode>> {
+        let maps = self.maps.read();
+        let is_open = |inode: &&Arc<Inode>| inode.kind == FileKind::Regular && inode.is_open();
+        maps.by_id.values().filter(is_open).cloned().collect()
     }
 
     /// Returns the hidden files whose place is in a directory, or all of them.

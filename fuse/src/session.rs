@@ -1,11 +1,13 @@
 //! A mounted session: the event loops, and what goes on beside them.
 
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use fuser::{Config, Notifier, SessionACL};
-use gridvfs_vfs::Vfs;
+use gridvfs_vfs::{Listener, Vfs};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -69,6 +71,8 @@ impl Session {
                 }
             });
         }
+        let listener: Arc<dyn Listener> = core.clone();
+        vfs.listen(Arc::downgrade(&listener));
         let pending = Arc::new(Pending::default());
         let counters = Arc::new(Counters::default());
         let front = Front {
@@ -104,14 +108,26 @@ impl Session {
 /// Tells the kernel to drop pages. On a thread of its own: the kernel may wait here for requests
 /// that the event loops are to answer.
 fn invalidate(notifier: &Notifier, mut receiver: mpsc::UnboundedReceiver<Invalidation>) {
-    while let Some(Invalidation { number, done }) = receiver.blocking_recv() {
-        let result = notifier.inval_inode(fuser::INodeNo(number), 0, 0);
+    while let Some(invalidation) = receiver.blocking_recv() {
+        let (number, result) = match &invalidation {
+            Invalidation::Pages(number, _) => {
+                (*number, notifier.inval_inode(fuser::INodeNo(*number), 0, 0))
+            }
+            // From a place before its start: no page at all.
+            Invalidation::Attributes(number) => {
+                (*number, notifier.inval_inode(fuser::INodeNo(*number), -1, 0))
+            }
+            Invalidation::Name(number, name) => {
+                let name = OsStr::from_bytes(name);
+                (*number, notifier.inval_entry(fuser::INodeNo(*number), name))
+            }
+        };
         if let Err(error) = result
             && error.raw_os_error() != Some(libc::ENOENT)
         {
             log::debug!("cannot invalidate inode {number}: {error}");
         }
-        if let Some(done) = done {
+        if let Invalidation::Pages(_, Some(done)) = invalidation {
             let _ = done.send(());
         }
     }

@@ -10,6 +10,7 @@ use gridvfs_vfs::rpc::portmap;
 use gridvfs_vfs::{Caller, Vfs, nfs3};
 use serde::{Deserialize, Serialize};
 
+use crate::changes::Hub;
 use crate::confine::ConfinedLayer;
 use crate::identity::{IdentityLayer, IdentityMap, IdentityTable, TableConfig};
 use crate::local_dir::{LocalDir, LocalDirOptions, OpenError};
@@ -32,6 +33,9 @@ pub struct ExportConfig {
     pub identity: Option<TableConfig>,
     /// Where handle tables and secrets are kept.
     pub state_dir: PathBuf,
+    /// The most directories that are watched for changes.
+    #[serde(default)]
+    pub watches_max: Option<usize>,
 }
 
 /// What is served.
@@ -42,6 +46,8 @@ pub struct Backend {
     pub blocking: bool,
     /// Whether it has what the extension program asks for.
     pub extensions: bool,
+    /// Tells of changes, whoever makes them; `None` if it cannot.
+    pub changes: Option<Arc<Hub>>,
 }
 
 /// Why an export cannot be served.
@@ -83,13 +89,16 @@ pub async fn open(config: &ExportConfig) -> Result<Backend, BackendError> {
             let options = LocalDirOptions {
                 state_dir: Some(config.state_dir.clone()),
                 read_only: config.read_only,
+                watches_max: config.watches_max,
             };
             (Arc::new(LocalDir::open(&config.path, options)?), true)
         }
         Some(server) => (forward(config, server).await?, false),
     };
-    let vfs = Arc::new(IdentityLayer::new(vfs, map));
-    Ok(Backend { vfs, blocking, extensions: config.nfs.is_none() })
+    let vfs: Arc<dyn Vfs> = Arc::new(IdentityLayer::new(vfs, map));
+    // Of what others do on an NFS server nobody tells a forwarder.
+    let changes = config.nfs.is_none().then(|| Hub::new(vfs.clone(), None, false, false));
+    Ok(Backend { vfs, blocking, extensions: config.nfs.is_none(), changes })
 }
 
 /// Says who acts for whom. In a process that is not root calls on a local directory run as itself

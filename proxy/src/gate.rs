@@ -12,6 +12,7 @@ use gridvfs_vfs::xdr::Decoder;
 use gridvfs_vfs::{FileHandle, HANDLE_BYTES_MAX, Vfs};
 use tokio::sync::watch;
 
+use crate::changes::Hub;
 use crate::confine::Seal;
 use crate::key::SessionKey;
 
@@ -26,6 +27,8 @@ pub struct Export {
     pub blocking: bool,
     /// What tells this export's handles from those of others; `None` if there is one export only.
     pub seal: Option<Arc<Seal>>,
+    /// Tells clients of changes; `None` if nothing is known of them.
+    pub changes: Option<Arc<Hub>>,
 }
 
 /// What a guest has asked for.

@@ -8,14 +8,14 @@
 
 mod table;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use gridvfs_vfs::{
     Access, AccessGranted, Allocation, Attr, Caller, Committed, CreateHow, Created, DirPage, Entry,
-    FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result, SeekWhence, SetAttr,
-    Stability, Status, Time, Verifier, Vfs, Wcc, Written,
+    FileHandle, FsInfo, FsStat, Linked, Listener, NodeKind, PathConf, ReadData, Result, SeekWhence,
+    SetAttr, Stability, Status, Time, Verifier, Vfs, Wcc, Written,
 };
 
 pub use table::{IdentityTable, TableConfig, TableError};
@@ -150,6 +150,10 @@ impl IdentityLayer {
 
 #[async_trait]
 impl Vfs for IdentityLayer {
+    fn listen(&self, listener: Weak<dyn Listener>) {
+        self.inner.listen(listener);
+    }
+
     fn root(&self) -> FileHandle {
         self.inner.root()
     }

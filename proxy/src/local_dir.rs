@@ -33,20 +33,21 @@ mod sys;
 mod sys_names;
 mod table;
 mod volume;
+mod watch;
 
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use gridvfs_vfs::{
     Access, AccessGranted, Allocation, Attr, Caller, Committed, CreateHow, Created, DirPage, Entry,
-    FileHandle, FileKind, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result, SeekWhence,
-    SetAttr, Stability, Time, Verifier, Vfs, Wcc, Written,
+    FileHandle, FileKind, FsInfo, FsStat, Linked, Listener, NodeKind, PathConf, ReadData, Result,
+    SeekWhence, SetAttr, Stability, Time, Verifier, Vfs, Wcc, Written,
 };
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -59,6 +60,7 @@ use self::privilege::Privilege;
 use self::search::Searches;
 use self::store::Store;
 use self::table::Table;
+use self::watch::Watches;
 
 /// How many handles that were searched for in vain are remembered.
 const MISSING_MAX: usize = 4096;
@@ -73,6 +75,9 @@ pub struct LocalDirOptions {
     pub state_dir: Option<PathBuf>,
     /// Whether changes are refused.
     pub read_only: bool,
+    /// The most directories that are watched for changes, for those who listen; `None`: 16384, or a
+    /// quarter of what the user may have.
+    pub watches_max: Option<usize>,
 }
 
 /// Why a directory cannot be exported.
@@ -117,6 +122,7 @@ pub struct LocalDir {
     missing: Mutex<LruCache<Key, Instant>>,
     exclusive: Mutex<LruCache<Id, ()>>,
     privilege: Privilege,
+    watches: Arc<Watches>,
     read_only: bool,
     umask: u32,
     verifier: AtomicU64,
@@ -179,6 +185,7 @@ impl LocalDir {
             missing: Mutex::new(LruCache::new(non_zero(MISSING_MAX))),
             exclusive: Mutex::new(LruCache::new(non_zero(EXCLUSIVE_MAX))),
             privilege: Privilege::new(),
+            watches: Watches::new(options.watches_max),
             read_only: options.read_only,
             umask: sys::umask(),
             verifier: AtomicU64::new(u64::from_be_bytes(verifier)),
@@ -214,6 +221,10 @@ fn sweep(
 
 #[async_trait]
 impl Vfs for LocalDir {
+    fn listen(&self, listener: Weak<dyn Listener>) {
+        self.watches.listen(listener);
+    }
+
     fn root(&self) -> FileHandle {
         self.root.key.encode()
     }

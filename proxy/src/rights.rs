@@ -6,15 +6,15 @@
 //! is asked in any case.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use gridvfs_vfs::{
     Access, AccessGranted, Allocation, Attr, Caller, Committed, CreateHow, Created, DirPage, Entry,
-    Error, Fetched, FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result,
-    SeekWhence, SetAttr, SetTime, Stability, Status, Time, Verifier, Vfs, Wcc, Written,
+    Error, Fetched, FileHandle, FsInfo, FsStat, Linked, Listener, NodeKind, PathConf, ReadData,
+    Result, SeekWhence, SetAttr, SetTime, Stability, Status, Time, Verifier, Vfs, Wcc, Written,
 };
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -92,6 +92,10 @@ impl RightsLayer {
 
 #[async_trait]
 impl Vfs for RightsLayer {
+    fn listen(&self, listener: Weak<dyn Listener>) {
+        self.inner.listen(listener);
+    }
+
     fn root(&self) -> FileHandle {
         self.inner.root()
     }

@@ -230,6 +230,12 @@ impl Server {
                 let _ = replies.send((dispatch::null(&header), None));
                 continue;
             }
+            if (header.program, header.procedure) == (ext::PROGRAM, ext::CHANGES) {
+                // It waits here for others' calls: it has no part in the limits, and neither the
+                // channel nor its end waits for it.
+                tokio::spawn(dispatch::hold(caller, header, arguments, replies.downgrade()));
+                continue;
+            }
             // Large replies count like large calls.
             let size = record.len() + dispatch::reply_bytes(&header, arguments.clone());
             let units = size.min(CALL_BYTES_MAX).div_ceil(BYTES_UNIT) as u32;

@@ -45,7 +45,7 @@ impl Connector for Near {
 
 fn serve(vfs: Arc<dyn Vfs>, blocking: bool) -> Arc<Near> {
     let root = vfs.root();
-    let export = Export { path: b"/".to_vec(), vfs, blocking, seal: None };
+    let export = Export { path: b"/".to_vec(), vfs, blocking, seal: None, changes: None };
     let options = ServerOptions::new(Arc::new(OneGuest::new(Guest::new("", None, vec![export]))));
     Arc::new(Near { server: Server::new(options), root })
 }

@@ -27,7 +27,7 @@ struct Rig {
 }
 
 fn local(path: &Path) -> LocalDir {
-    LocalDir::open(path, LocalDirOptions { state_dir: None, read_only: false }).expect("opens")
+    LocalDir::open(path, LocalDirOptions::default()).expect("opens")
 }
 
 fn rig() -> Rig {
@@ -41,7 +41,7 @@ fn rig() -> Rig {
     let key = SessionKey::random().expect("key");
     let ended = Arc::new(AtomicBool::new(false));
     let root = vfs.root();
-    let export = Export { path: b"/vms".to_vec(), vfs, blocking: true, seal: None };
+    let export = Export { path: b"/vms".to_vec(), vfs, blocking: true, seal: None, changes: None };
     let gate = OneGuest::new(Guest::new("rig", Some(key.clone()), vec![export]));
     let server = Server::new(ServerOptions {
         ended: Some(ended.clone()),

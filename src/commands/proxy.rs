@@ -83,7 +83,16 @@ fn export(args: &ExportArgs) -> Result<ExportConfig> {
         shadow: shadow.transpose()?,
         state_dir: directories::state()?,
         identity: None,
+        watches_max: watches_max()?,
     })
+}
+
+/// The most directories that are watched for changes, where the host's administrator says so.
+pub(crate) fn watches_max() -> Result<Option<usize>> {
+    match std::env::var("GRIDVFS_WATCHES_MAX") {
+        Ok(text) => Ok(Some(text.parse().context("GRIDVFS_WATCHES_MAX: a number is expected")?)),
+        Err(_) => Ok(None),
+    }
 }
 
 fn stdio(args: ProxyStdioArgs) -> Result<ExitCode> {
@@ -113,7 +122,8 @@ fn serve(args: ProxyServeArgs) -> Result<ExitCode> {
     let path = config.path.to_string_lossy().into_owned().into_bytes();
     runtime()?.block_on(async move {
         let backend = backend::open(&config).await?;
-        let export = Export { path, vfs: backend.vfs, blocking: backend.blocking, seal: None };
+        let backend::Backend { vfs, blocking, changes, .. } = backend;
+        let export = Export { path, vfs, blocking, seal: None, changes };
         let (keys, keyless) = match (&args.key_file, args.keyless) {
             (Some(path), _) => {
                 let shown = Box::new(move |_: &str| Some(vec![export.clone()]));

@@ -129,6 +129,8 @@ pub struct CacheOptions {
     pub passthrough: bool,
     /// The kernel may gather writes where that is safe.
     pub kernel_writeback: bool,
+    /// A shared session hears of others' changes, where the far side can tell them.
+    pub coherence: bool,
     /// What files and the command line change.
     pub changes: Changes,
     /// The mount is made read-only.
@@ -144,6 +146,7 @@ impl Default for CacheOptions {
             share: false,
             passthrough: true,
             kernel_writeback: true,
+            coherence: true,
             changes: Changes::default(),
             read_only: false,
         }
@@ -177,6 +180,7 @@ impl CacheOptions {
             "settings" => drop(text()?),
             "passthrough" => self.passthrough = choice("auto", "off")?,
             "kernel_writeback" => self.kernel_writeback = choice("auto", "off")?,
+            "coherence" => self.coherence = choice("yes", "no")?,
             "rules" if value.is_none_or(str::is_empty) => return self.changes.set(key, ""),
             "rules" => bail!("give rule=GLOB:WORD[:WORD…], as often as need be"),
             key if keys::changing_names().any(|name| name == key) => {

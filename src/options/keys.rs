@@ -94,6 +94,7 @@ pub const KEYS: &[Key] = &[
     fixed("cache_share", Kind::Flag),
     fixed("passthrough", AUTO_OFF),
     fixed("kernel_writeback", AUTO_OFF),
+    fixed("coherence", Kind::Switch("yes", "no")),
     fixed("settings", Kind::Path),
     changing("write_policy", Kind::Text),
     changing("consistency", Kind::Text),

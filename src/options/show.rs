@@ -141,6 +141,7 @@ impl Shown<'_> {
             "cache_share" => json!(cache.share),
             "passthrough" => switch(cache.passthrough, "auto"),
             "kernel_writeback" => switch(cache.kernel_writeback, "auto"),
+            "coherence" => json!(if cache.coherence { "yes" } else { "no" }),
             "metadata" => switch(metadata.enabled, "on"),
             "show_metadata" => json!(metadata.show),
             "profile" => switch(metadata.profile, "on"),

@@ -7,6 +7,7 @@
 //! After a retransmission to a server that may not remember the first execution, some errors mean
 //! success: the rules are in [`replay`].
 
+mod changes;
 mod directory;
 mod extension;
 mod fetch;
@@ -17,12 +18,14 @@ mod replay;
 mod sizes;
 mod write;
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use gridvfs_vfs::xdr::{Decoder, Encoder, Xdr, XdrResult};
-use gridvfs_vfs::{Attr, Caller, Error, FileHandle, FileKind, FsInfo, Result, Status, Vfs, nfs3};
+use gridvfs_vfs::{
+    Attr, Caller, Ears, Error, FileHandle, FileKind, FsInfo, Result, Status, Vfs, nfs3,
+};
 
 use crate::rpc::{CallClass, CallError, Request, RpcClient};
 use crate::{ClientOptions, ConnectError, Connector, Counters};
@@ -40,6 +43,8 @@ pub struct NfsClient {
     extensions: AtomicBool,
     /// The server has (or is not known not to have) FETCH of that program.
     fetches: AtomicBool,
+    this: Weak<Self>,
+    ears: Arc<Ears>,
 }
 
 /// The status or results of a procedure.
@@ -115,6 +120,8 @@ impl NfsClient {
             plain_listings: AtomicBool::new(false),
             extensions: AtomicBool::new(terms.extensions),
             fetches: AtomicBool::new(terms.fetch),
+            this: Weak::new(),
+            ears: Arc::default(),
         };
         let negotiation = tokio::time::timeout(options.timing.setup, client.negotiate());
         let (kind, info) = match negotiation.await {
@@ -132,7 +139,7 @@ impl NfsClient {
             return Err(ConnectError::Fatal(format!("{name}: the export is not a directory")));
         }
         client.sizes = Sizes::negotiated(&info, options.transfer_bytes_max);
-        Ok(Arc::new(client))
+        Ok(Arc::new_cyclic(|this| Self { this: this.clone(), ..client }))
     }
 
     /// Asks what the root is and what the server can do, as the user of this process.

@@ -81,6 +81,8 @@ pub struct Terms {
     pub extensions: bool,
     /// Whether it is said to have FETCH of that program, which a forwarder has without the rest.
     pub fetch: bool,
+    /// Whether it is said to tell changes (CHANGES of that program).
+    pub changes: bool,
     /// Changes when the far side is a new session that knows nothing of earlier calls.
     pub generation: u64,
     /// The root's file handle, where it came with the channel.
@@ -98,6 +100,7 @@ impl Terms {
             machine_name: "gridvfs".into(),
             extensions: false,
             fetch: false,
+            changes: false,
             generation: 0,
             root: None,
             replay_cache: false,
@@ -129,6 +132,7 @@ impl<C: Connector> Connector for KeyedConnector<C> {
         // count.
         channel.terms.extensions = true;
         channel.terms.fetch = true;
+        channel.terms.changes = true;
         Ok(channel)
     }
 

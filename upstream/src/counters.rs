@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use gridvfs_vfs::{Durations, Histogram};
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
+use tokio::sync::watch;
 
 use crate::rpc::CallClass;
 
@@ -34,6 +35,8 @@ pub struct Counters {
     pub replays_recognised: AtomicU64,
     times: [Histogram; CLASSES.len()],
     state: Mutex<State>,
+    /// Whether any channel works.
+    reachable: watch::Sender<bool>,
 }
 
 /// What times are kept of, as [`CallClass`] numbers them.
@@ -72,6 +75,7 @@ impl Counters {
     pub(crate) fn set_alive(&self, alive: usize) {
         let mut state = self.state.lock();
         state.stripes_alive = alive;
+        self.reachable.send_replace(alive > 0);
         match (alive, state.unreachable_since) {
             (0, None) => state.unreachable_since = Some(Instant::now()),
             (0, Some(_)) => {}
@@ -88,6 +92,13 @@ impl Counters {
 
     pub(crate) fn set_last_error(&self, error: String) {
         self.state.lock().last_error = Some(error);
+    }
+
+    /// Resolves when no channel works.
+    pub(crate) async fn cut(&self) {
+        let mut told = self.reachable.subscribe();
+        // It ends with this, which whoever waits here has.
+        let _ = told.wait_for(|reachable| !reachable).await;
     }
 
     /// Returns the number of channels that work.

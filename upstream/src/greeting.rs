@@ -18,6 +18,8 @@ pub const FEATURE_EXTENSIONS: &str = "ext";
 /// The feature of a proxy that answers FETCH, whatever it serves: a plain NFS server behind it is
 /// read for that.
 pub const FEATURE_FETCH: &str = "fetch";
+/// The feature of a proxy that tells changes of its files, whoever makes them (CHANGES).
+pub const FEATURE_CHANGES: &str = "changes";
 
 /// A greeting: of a session, or a refusal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -52,6 +52,9 @@ pub enum CallClass {
     Write = 2,
     /// Waits for the server's disk: COMMIT and changes of directories.
     Slow = 3,
+    /// Held by the server on purpose: it is no load, and says nothing of the link. It has no part in
+    /// the limits and the counters, and is not missed.
+    Held = 4,
 }
 
 /// A call: everything but what differs from channel to channel.
@@ -227,6 +230,11 @@ impl RpcClient {
         &self.shared.counters
     }
 
+    /// Returns how long calls may take, if there is a limit.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        self.shared.options.timeout
+    }
+
     /// Returns the terms of the newest channel.
     pub fn terms(&self) -> Terms {
         self.shared.terms.lock().clone()
@@ -235,7 +243,9 @@ impl RpcClient {
     /// Sends a call on its way, as soon as the limits let it. Dropping what is returned gives the
     /// call up; its reply is discarded when it comes.
     pub async fn send(&self, request: Request) -> Result<Pending, CallError> {
-        count(&self.shared.counters.calls, 1);
+        if request.class != CallClass::Held {
+            count(&self.shared.counters.calls, 1);
+        }
         Pending::begin(self.shared.clone(), Arc::new(request)).await
     }
 

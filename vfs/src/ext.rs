@@ -3,9 +3,11 @@
 //! It travels beside NFSv3 on the channels between our own proxies, with the same credential. A
 //! server that does not have it answers PROG_UNAVAIL, and the client does without.
 
+mod changes;
 mod fetch;
 mod hops;
 
+pub use changes::{CHANGES_MAX, Changes, ChangesArgs, ChangesReply, HOLD_MAX, Reason, Told};
 pub use fetch::{FetchArgs, FetchBuilder, FetchLie, FetchPacker, FetchReply, PackedFetch};
 pub use hops::{HOP_ID_BYTES, HOPS_MAX, Hop, Hops};
 
@@ -35,6 +37,9 @@ pub const FETCH: u32 = 5;
 /// Which proxies are on the way from the callee to the files: no arguments, to
 /// [`crate::nfs3::Reply`] of [`Hops`].
 pub const HOPS: u32 = 6;
+/// What has changed: [`ChangesArgs`] to [`ChangesReply`]. It is answered when there is something to
+/// tell, or after a while.
+pub const CHANGES: u32 = 7;
 
 xdr_struct! {
     /// The arguments of SEEK.

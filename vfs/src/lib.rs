@@ -13,6 +13,7 @@ pub mod ext;
 mod fetch;
 mod handle;
 mod histogram;
+mod listen;
 pub mod nfs3;
 pub mod rpc;
 mod types;
@@ -26,11 +27,14 @@ pub use fetch::{
 };
 pub use handle::{FileHandle, HANDLE_BYTES_MAX};
 pub use histogram::{Durations, Histogram};
+pub use listen::{Change, Coverage, Ears, Leads, Listener};
 pub use types::{
     Access, AccessGranted, Allocation, Caller, Committed, CreateHow, Created, DirEntry, DirPage,
     Entry, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, SeekWhence, Stability, Verifier,
     Written, is_dots,
 };
+
+use std::sync::Weak;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -287,6 +291,10 @@ pub trait Vfs: Send + Sync + 'static {
 
     /// Says that the last name of `file` is gone: held data of it is not to be sent.
     fn discard(&self, _file: &FileHandle) {}
+
+    /// Has changes of files told to `listener` from now on, whoever makes them, for as long as it is
+    /// there. Until [`Listener::covered`] says otherwise, not all of them are.
+    fn listen(&self, _listener: Weak<dyn Listener>) {}
 
     /// Ends the session: everything held is written back and committed.
     async fn shutdown(&self) -> Result<()> {

@@ -25,7 +25,7 @@ impl Core {
     pub fn is_trusted(&self, known: &Known) -> bool {
         match self.settings.read().consistency {
             Consistency::Dedicated => true,
-            Consistency::Shared => false,
+            Consistency::Shared => self.coherence.covers(known),
             // What an earlier session knew is asked for once.
             Consistency::ReadOnlyShared => known.at >= self.began_ms,
         }
@@ -33,7 +33,7 @@ impl Core {
 
     /// Returns attributes that are answered without asking.
     pub fn trusted_attr(&self, handle: &FileHandle) -> Option<Attr> {
-        if !self.settings.read().consistency.trusts() {
+        if !self.trusts() {
             return None;
         }
         // Together: what is known may just be on its way from the node to the index.
@@ -78,7 +78,7 @@ impl Core {
                     known.key = FileKey::random();
                 }
                 known.base = regular.then_some(signature);
-                self.note_attr(known, &server);
+                self.note_attr(known, &server, asked);
             });
             if changed {
                 add(&self.counters.changed, 1);
@@ -105,14 +105,14 @@ impl Core {
             let same = state.base.is_some_and(|base| same_data(&base, &signature));
             if unsent && !same && self.was_cut(&node, &mut state, &signature).unwrap_or(false) {
                 // Before anybody learns how large the file is, and writes to it.
-                self.index.update(handle, |known| self.note_attr(known, &shown));
+                self.index.update(handle, |known| self.note_attr(known, &shown, asked));
                 node.size_at_least(&state, server.size, asked);
                 return state.overlay(attr, node.size(), lazy);
             }
             if foreign && unsent && state.may_be_ours(&signature) {
                 // The driver finds out before it sends anything.
                 node.size_at_least(&state, server.size, asked);
-                self.index.update(handle, |known| self.note_attr(known, &shown));
+                self.index.update(handle, |known| self.note_attr(known, &shown, asked));
                 return state.overlay(attr, node.size(), lazy);
             }
             state.settled = true;
@@ -143,25 +143,28 @@ impl Core {
             known.base = base;
             // An answer from before a change of ours tells what is no more.
             if state.changed_at <= asked {
-                self.note_attr(known, &shown);
+                self.note_attr(known, &shown, asked);
             }
         });
         state.overlay(attr, node.size(), lazy);
     }
 
     /// Notes what our own change has left of a file's attributes, if that is known.
-    pub fn note_own(&self, handle: &FileHandle, attr: Option<Attr>) {
+    /// It was asked for when the clock stood at `asked`.
+    pub fn note_own(&self, handle: &FileHandle, attr: Option<Attr>, asked: u64) {
         let clock = self.tick();
         self.index.update(handle, |known| {
             known.attr = attr;
             known.at = now_ms();
             known.changed_at = clock;
+            (known.asked, known.learned) = (asked, clock);
         });
     }
 
-    fn note_attr(&self, known: &mut Known, attr: &Attr) {
+    fn note_attr(&self, known: &mut Known, attr: &Attr, asked: u64) {
         known.attr = Some(*attr);
         known.at = now_ms();
+        (known.asked, known.learned) = (asked, self.tick());
     }
 
     /// The file's frames are of other data than the server's: they are never found again.
@@ -188,7 +191,7 @@ impl Core {
     }
 
     /// Takes what a change of ours left of a file's data (SETATTR of the size).
-    pub fn own_change(&self, node: &Node, state: &mut State, wcc: &Wcc) {
+    pub fn own_change(&self, node: &Node, state: &mut State, wcc: &Wcc, asked: u64) {
         state.changed_at = self.tick();
         match wcc.after {
             Some(after) => {
@@ -198,7 +201,7 @@ impl Core {
                 self.index.update(&node.handle, |known| {
                     known.base = base;
                     known.written = written;
-                    self.note_attr(known, &after);
+                    self.note_attr(known, &after, asked);
                 });
             }
             None => {
@@ -224,6 +227,7 @@ impl Core {
         let asked = self.ask();
         let mut attr = self.buffer.getattr(caller, file).await?;
         self.observe(file, &mut attr, asked);
+        self.look_at_overwritten(file);
         Ok(attr)
     }
 
@@ -258,6 +262,7 @@ impl Core {
         let mut answer = self.buffer.access(caller, file, wanted).await?;
         if let Some(attr) = &mut answer.attr {
             self.observe(file, attr, asked);
+            self.look_at_overwritten(file);
             self.walk_opened(caller, file, attr, true);
         }
         self.index.set_granted(file, caller, wanted.0, answer.granted.0);

@@ -14,9 +14,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use gridvfs_vfs::{
     Access, AccessGranted, Allocation, Attr, Caller, Committed, CreateHow, Created, DirEntry,
-    DirPage, Entry, Error, Fetched, FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf,
-    ReadData, Result, SeekWhence, SetAttr, Stability, Status, Time, Verifier, Vfs, Wcc, Written,
-    is_dots,
+    DirPage, Entry, Error, Fetched, FileHandle, FsInfo, FsStat, Linked, Listener, NodeKind,
+    PathConf, ReadData, Result, SeekWhence, SetAttr, Stability, Status, Time, Verifier, Vfs, Wcc,
+    Written, is_dots,
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -173,6 +173,10 @@ fn is_own_cookie(cookie: u64) -> bool {
 
 #[async_trait]
 impl Vfs for NameLayer {
+    fn listen(&self, listener: Weak<dyn Listener>) {
+        self.client.listen(listener);
+    }
+
     fn root(&self) -> FileHandle {
         self.client.root()
     }

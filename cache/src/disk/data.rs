@@ -42,6 +42,12 @@ counters! {
     dropped_bytes,
     /// Files that others were seen to have changed.
     changed,
+    /// Changes that the server has told.
+    notices,
+    /// Those of them that were known: our own, as a rule.
+    notices_known,
+    /// Times that changes began to be told, and that some were lost: everything is asked for again.
+    notices_begun,
     /// Conflicts that were found.
     conflicts,
     /// Fsyncs that were answered by this machine's disk.

@@ -22,7 +22,7 @@ const PREPARED: usize = 1000;
 
 impl Core {
     pub async fn lookup(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Entry> {
-        if self.settings.read().consistency.trusts() {
+        if self.trusts() {
             match self.index.lookup(dir, name) {
                 Name::Here(handle) => {
                     if let Some(attr) = self.trusted_attr(&handle) {
@@ -72,8 +72,8 @@ impl Core {
     }
 
     /// Notes what a change of names left of its directory.
-    fn after(&self, dir: &FileHandle, wcc: &Wcc) {
-        self.note_own(dir, wcc.after);
+    fn after(&self, dir: &FileHandle, wcc: &Wcc, asked: u64) {
+        self.note_own(dir, wcc.after, asked);
     }
 
     /// Notes a name that was made.
@@ -82,7 +82,7 @@ impl Core {
         dir: &FileHandle,
         name: &[u8],
         made: Result<Created>,
-        directory: bool,
+        (directory, asked): (bool, u64),
     ) -> Result<Created> {
         let made = match made {
             Ok(made) => made,
@@ -102,7 +102,7 @@ impl Core {
                         self.index.flush();
                     }
                 }
-                self.note_own(handle, made.attr);
+                self.note_own(handle, made.attr, asked);
                 self.index.created(dir, name, handle);
             }
             None => {
@@ -110,7 +110,7 @@ impl Core {
                 self.index.forget_name(dir, name);
             }
         }
-        self.after(dir, &made.dir_wcc);
+        self.after(dir, &made.dir_wcc, asked);
         Ok(made)
     }
 
@@ -158,7 +158,7 @@ impl Core {
             // It was refused, or the name is another file's by now.
             self.log(&mut node.state.lock(), Record::Abandoned { handle: node.handle })?;
         }
-        let mut created = self.made(dir, name, created, false)?;
+        let mut created = self.made(dir, name, created, (false, asked))?;
         let (Some(handle), Some(attr)) = (created.handle, &mut created.attr) else {
             return Ok(created);
         };
@@ -209,10 +209,11 @@ impl Core {
         self.refuse_if_read_only()?;
         let child = self.file_of_name(caller, dir, name).await?;
         self.intend_removal(child.as_ref())?;
+        let asked = self.ask();
         match self.buffer.remove(caller, dir, name).await {
             Ok(wcc) => {
                 self.index.removed(dir, name);
-                self.after(dir, &wcc);
+                self.after(dir, &wcc, asked);
                 self.name_gone(caller, child.as_ref()).await;
                 Ok(wcc)
             }
@@ -254,7 +255,7 @@ impl Core {
             self.forget_bound(handle);
             return;
         }
-        self.note_own(handle, None);
+        self.note_own(handle, None, 0);
         if local && self.buffer.getattr(caller, handle).await.is_err_and(|error| is_gone(&error)) {
             self.discard(handle);
         } else {
@@ -277,10 +278,11 @@ impl Core {
             Name::Here(handle) => Some(handle),
             _ => None,
         };
+        let asked = self.ask();
         match self.buffer.rmdir(caller, dir, name).await {
             Ok(wcc) => {
                 self.index.removed(dir, name);
-                self.after(dir, &wcc);
+                self.after(dir, &wcc, asked);
                 if let Some(handle) = child {
                     self.index.forget_dir(&handle);
                     self.index.forget_node(&handle);
@@ -306,6 +308,7 @@ impl Core {
         let target = self.file_of_name(caller, to.0, to.1).await?;
         let replaced = target.filter(|handle| Some(*handle) != moved);
         self.intend_removal(replaced.as_ref())?;
+        let asked = self.ask();
         let renamed = self.buffer.rename(caller, from.0, from.1, to.0, to.1, no_replace).await;
         let (from_wcc, to_wcc) = match renamed {
             Ok(wccs) => wccs,
@@ -327,10 +330,10 @@ impl Core {
         }
         if let Some(handle) = moved.filter(|_| !self.defers()) {
             // The server's clock is in its ctime now. A session that owns its files goes by its own.
-            self.note_own(&handle, None);
+            self.note_own(&handle, None, 0);
         }
         for (dir, wcc) in [(from.0, &from_wcc), (to.0, &to_wcc)] {
-            self.after(dir, wcc);
+            self.after(dir, wcc, asked);
         }
         if !self.settings.read().rules.is_empty() {
             self.nodes.iter().for_each(|node| node.moved());
@@ -356,11 +359,11 @@ impl Core {
         match &mut linked.attr {
             Some(attr) => self.observe(file, attr, asked),
             None => {
-                self.note_own(file, None);
+                self.note_own(file, None, 0);
             }
         }
         self.index.created(dir, name, file);
-        self.after(dir, &linked.dir_wcc);
+        self.after(dir, &linked.dir_wcc, asked);
         Ok(linked)
     }
 
@@ -373,7 +376,7 @@ impl Core {
         size_bytes: u32,
         plus: bool,
     ) -> Result<DirPage> {
-        if self.settings.read().consistency.trusts()
+        if self.trusts()
             && let Some(page) = self.listed(dir, cookie, size_bytes, plus)
         {
             add(&self.counters.listing_hits, 1);
@@ -383,7 +386,7 @@ impl Core {
         let asked = self.ask();
         let token = self.index.token(dir);
         let mut page = self.buffer.readdir(caller, dir, cookie, verifier, size_bytes, plus).await?;
-        let trusts = self.settings.read().consistency.trusts();
+        let trusts = self.trusts();
         for entries in page.entries.chunks_mut(PREPARED) {
             if trusts {
                 self.index.prepare(entries.iter().filter_map(|entry| entry.handle));

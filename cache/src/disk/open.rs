@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use super::below::NameLayer;
+use super::coherence::Coherence;
 use super::left::{JOURNAL, Left};
 use super::options::{AtEnd, Consistency, DiskOptions, Policy};
 use super::pending::{Queue, is_ours};
@@ -189,8 +190,16 @@ impl DiskCache {
         runtime: Handle,
         options: DiskOptions,
     ) -> Result<Self, OpenError> {
-        let DiskOptions { dir, geometry, shared, left, small_max_bytes, settings, defer_names } =
-            options;
+        let DiskOptions {
+            dir,
+            geometry,
+            shared,
+            left,
+            small_max_bytes,
+            settings,
+            defer_names,
+            coherence,
+        } = options;
         let own = Caller {
             uid: nix::unistd::geteuid().as_raw(),
             gid: nix::unistd::getegid().as_raw(),
@@ -307,6 +316,7 @@ impl DiskCache {
             pins: Default::default(),
             fetch_number: AtomicU64::new(0),
             clock: AtomicU64::new(0),
+            coherence: Coherence::new(coherence),
             began_ms: now_ms(),
             own,
             counters: Arc::default(),
@@ -316,6 +326,7 @@ impl DiskCache {
         if hole && let Err(error) = core.copy_names().and_then(|()| core.journal.sync()) {
             return Err(io_error(&core.journal_dir)(error));
         }
+        core.begin_to_listen();
         core.recover(files, restarted);
         core.runtime.spawn(deliver::send_names(core.this.clone()));
         core.runtime.spawn(recover::keep_house(core.this.clone()));

@@ -227,6 +227,8 @@ pub struct DiskOptions {
     /// then have handles of ours, which a cache that is deleted forgets: not for the clients of a
     /// standing proxy, who keep them.
     pub defer_names: bool,
+    /// A session whose files others may change is to hear of changes, and to believe what it knows.
+    pub coherence: bool,
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use gridvfs_vfs::{Caller, Error, FileHandle, ReadData, Result, SeekWhence, Statu
 
 use super::Core;
 use super::node::{ConflictKind, Node};
-use super::options::Treatment;
+use super::options::{Consistency, Treatment};
 use crate::counters::add;
 use crate::dirty::Piece;
 use crate::journal::ReadError;
@@ -63,7 +63,14 @@ impl Core {
 
     /// Says whether the size is to be believed without asking.
     fn knows_end(&self, node: &Node) -> bool {
-        node.is_local() || self.settings.read().consistency.trusts()
+        node.is_local()
+            || match self.settings.read().consistency {
+                Consistency::Shared => {
+                    let known = self.index.node(&node.handle);
+                    known.is_some_and(|known| self.coherence.covers(&known))
+                }
+                consistency => consistency.trusts(),
+            }
     }
 
     /// Fills `out` from the journal, the store, and what is known to be a hole.

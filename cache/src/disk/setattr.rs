@@ -66,6 +66,13 @@ impl Core {
             Some(node) => {
                 let mut state = node.state.lock();
                 let quiet = state.can_judge(asked);
+                let foreign = state.settled
+                    && matches!((&wcc.before, &state.base), (Some(before), Some(base))
+                        if !attributes::same_data(before, base));
+                if quiet && foreign && state.dirty.is_empty() {
+                    // Others have changed the data before.
+                    self.renew(node, &mut state, None);
+                }
                 if quiet && let Some(after) = &wcc.after {
                     state.base = Some(WccAttr::from(after));
                     state.settled = true;
@@ -81,7 +88,7 @@ impl Core {
                 // What is unsent would clear them again.
                 state.clears_ids &= changes.mode.is_none();
                 let base = state.base;
-                self.note_own(file, wcc.after);
+                self.note_own(file, wcc.after, asked);
                 self.index.update(file, |known| known.base = base);
                 if let Some(after) = &mut wcc.after {
                     let lazy = self.treatment(node).is_lazy();
@@ -89,9 +96,13 @@ impl Core {
                 }
             }
             None => {
-                self.note_own(file, wcc.after);
+                self.note_own(file, wcc.after, asked);
                 self.index.update(file, |known| {
-                    if let (Some(base), Some(after)) = (&mut known.base, &wcc.after) {
+                    let foreign = matches!((&wcc.before, &known.base), (Some(before), Some(base))
+                        if !attributes::same_data(before, base));
+                    if foreign {
+                        known.renew_key(None);
+                    } else if let (Some(base), Some(after)) = (&mut known.base, &wcc.after) {
                         base.mtime = after.mtime;
                         base.ctime = after.ctime;
                     }
@@ -182,7 +193,7 @@ impl Core {
                 self.renew(&node, &mut state, None);
             }
         }
-        self.own_change(&node, &mut state, &wcc);
+        self.own_change(&node, &mut state, &wcc, asked);
         if changes.mtime != SetTime::Keep || state.dirty.is_empty() {
             state.times = Default::default();
         }

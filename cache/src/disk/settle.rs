@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
-use gridvfs_vfs::{Attr, Result, SetAttr, SetTime, Status, Time, Vfs, Wcc, WccAttr};
+use gridvfs_vfs::{Attr, Change, Result, SetAttr, SetTime, Status, Time, Vfs, Wcc, WccAttr};
 
 use super::node::{Node, State, Times};
+use super::options::Consistency;
 use super::send::is_gone;
 use super::{Core, attributes};
 use crate::crash;
@@ -173,11 +174,18 @@ impl Core {
             attr.ctime = state.ctime;
         }
         let (base, written) = (state.base, self.period());
+        let learned = self.tick();
         self.index.update(&node.handle, |known| {
             known.base = base;
             known.written = written;
             known.attr = Some(attr);
             known.at = super::now_ms();
+            (known.asked, known.learned) = (asked, learned);
         });
+        drop(state);
+        if self.settings.read().consistency == Consistency::Shared {
+            // What was answered before was the best guess.
+            self.coherence.tell(&Change::File(node.handle, Some(attr)));
+        }
     }
 }

@@ -282,6 +282,9 @@ impl DiskCache {
         }
         *core.settings.write() = Arc::new(settings);
         core.settings_version.fetch_add(1, Ordering::AcqRel);
+        if before.consistency != core.settings().consistency {
+            core.begin_to_listen();
+        }
         core.wake_drivers();
         core.names.wake.notify_one();
         core.room.notify_waiters();

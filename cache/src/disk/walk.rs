@@ -17,6 +17,7 @@ use gridvfs_vfs::{Attr, Caller, DirEntry, FileHandle, FileKind};
 use parking_lot::Mutex;
 
 use super::Core;
+use super::options::Consistency;
 use crate::counters::add;
 
 /// How many files of a listed directory that the server was asked for make a walk; one less where
@@ -245,7 +246,10 @@ impl Core {
     async fn fetch_small(self: Arc<Self>, caller: &Caller, handle: &FileHandle, size: u64) {
         let node = self.node(handle);
         let treatment = self.treatment(&node);
-        let trusts = self.settings.read().consistency.trusts();
+        let trusts = match self.settings.read().consistency {
+            Consistency::Shared => self.trusted_attr(handle).is_some(),
+            consistency => consistency.trusts(),
+        };
         let there = self.store.first_gap(node.key(), 0, size).is_none();
         if node.is_local() || !treatment.keeps() || (there && trusts) {
             return;

@@ -26,12 +26,26 @@ pub struct Known {
     /// The owner's clock at its last own change of the attributes, in memory only: an answer to a
     /// question from before it is older than what is known. 0: long ago.
     pub changed_at: u64,
+    /// The owner's clock when the attributes were asked for, and when they were learnt, in memory only.
+    /// 0: long ago.
+    pub asked: u64,
+    /// See `asked`.
+    pub learned: u64,
 }
 
 impl Known {
     /// Nothing, under a key of its own.
     pub(super) fn new() -> Self {
-        Self { attr: None, at: 0, key: FileKey::random(), base: None, written: 0, changed_at: 0 }
+        Self {
+            attr: None,
+            at: 0,
+            key: FileKey::random(),
+            base: None,
+            written: 0,
+            changed_at: 0,
+            asked: 0,
+            learned: 0,
+        }
     }
 
     /// Gives it a new key: the frames that it has can no longer be reached.

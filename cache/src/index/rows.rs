@@ -207,6 +207,8 @@ fn unpack(columns: &NodeColumns) -> Option<NodeRow> {
             base: base.flatten(),
             written: columns.written,
             changed_at: 0,
+            asked: 0,
+            learned: 0,
         },
         epoch: columns.epoch,
         names: columns.names,

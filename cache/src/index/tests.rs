@@ -274,8 +274,7 @@ fn everything_is_forgotten_but_keys_and_bases() {
         for (number, key) in (1..).zip(&keys) {
             let name = format!("n{number}");
             assert_eq!(index.lookup(&root, name.as_bytes()), Name::Unknown);
-            let expected =
-                Known { attr: None, at: 0, key: *key, base: Some(base), written: 0, changed_at: 0 };
+            let expected = Known { key: *key, base: Some(base), ..Known::new() };
             assert_eq!(index.node(&handle(number)), Some(expected));
         }
     }

@@ -314,6 +314,7 @@ fn start(
         let buffer = BufferLayer::new(names.clone(), handle.clone(), options_below).await;
         let options = DiskOptions {
             defer_names: true,
+            coherence: false,
             dir: cache.into(),
             geometry,
             shared: false,

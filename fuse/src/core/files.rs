@@ -270,7 +270,7 @@ impl Core {
         if self.writes_back.load(Ordering::Relaxed) && inode.has_writers() {
             // The kernel does not write its pages back for this question; it does to drop them.
             let (done, is_done) = oneshot::channel();
-            let _ = self.invalidations.send(Invalidation { number: inode.id, done: Some(done) });
+            let _ = self.invalidations.send(Invalidation::Pages(inode.id, Some(done)));
             let _ = is_done.await;
         }
         match self.vfs.seek(caller, &inode.handle, offset, whence).await {

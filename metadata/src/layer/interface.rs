@@ -1,11 +1,13 @@
 //! The layer as a [`Vfs`].
 
+use std::sync::Weak;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use gridvfs_vfs::{
     Access, AccessGranted, Allocation, Attr, Caller, Committed, CreateHow, Created, DirPage, Entry,
-    FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result, SeekWhence, SetAttr,
-    Stability, Time, Verifier, Vfs, Wcc, Written,
+    FileHandle, FsInfo, FsStat, Linked, Listener, NodeKind, PathConf, ReadData, Result, SeekWhence,
+    SetAttr, Stability, Time, Verifier, Vfs, Wcc, Written,
 };
 
 use super::MetaLayer;
@@ -13,6 +15,10 @@ use crate::format::is_metadata_name;
 
 #[async_trait]
 impl Vfs for MetaLayer {
+    fn listen(&self, listener: Weak<dyn Listener>) {
+        self.core.below.listen(listener);
+    }
+
     fn root(&self) -> FileHandle {
         self.core.below.root()
     }

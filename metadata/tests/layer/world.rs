@@ -320,7 +320,7 @@ fn layers(
     commands: &BTreeMap<String, Vec<String>>,
 ) -> Layers {
     let path = folder.join("far");
-    let options = LocalDirOptions { state_dir: None, read_only: false };
+    let options = LocalDirOptions::default();
     let inner = LocalDir::open(&path, options).expect("opened");
     let far = Arc::new(Far {
         inner,
@@ -342,6 +342,7 @@ fn layers(
             for _ in 0..1000 {
                 let options = DiskOptions {
                     defer_names: true,
+                    coherence: false,
                     dir: dir.clone(),
                     geometry: Geometry { size_bytes: 256 << 20, banks: 16, ..Geometry::default() },
                     shared: false,

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use gridvfs_vfs::{Caller, DirEntry, DirPage, FileHandle, Result, Status, Verifier, is_dots};
+use gridvfs_vfs::{
+    Caller, DirEntry, DirPage, FileHandle, FileKind, Result, Status, Verifier, is_dots,
+};
 
 use super::LocalDir;
 use super::attr;
@@ -196,7 +198,23 @@ impl LocalDir {
         let pinned = self.nodes.with_room(|| sys::pin_child(listing.as_fd(), &name));
         let described = pinned.and_then(|fd| {
             let stat = sys::fstat(fd.as_fd())?;
-            Ok((self.devices.key(fd.as_fd(), &stat)?, stat))
+            let key = self.devices.key(fd.as_fd(), &stat)?;
+            if !self.watches.are_on() {
+                return Ok((key, stat));
+            }
+            let kind = attr::kind(stat.st_mode);
+            let watched = match kind {
+                FileKind::Directory => self.watches.watch(key, kind, fd.as_fd()),
+                _ => {
+                    self.watches.place(key, dir.key.id, raw.name)
+                        && (stat.st_nlink == 1 || self.watches.watch(key, kind, fd.as_fd()))
+                }
+            };
+            if !watched {
+                self.watches.leave_uncovered(&key);
+            }
+            // As it is since it is watched.
+            Ok((key, sys::fstat(fd.as_fd())?))
         });
         match described {
             Ok((key, stat)) => {

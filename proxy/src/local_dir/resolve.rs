@@ -62,6 +62,30 @@ impl LocalDir {
 
     /// Finds the file of a handle.
     pub(super) fn resolve(&self, handle: &FileHandle) -> Result<Arc<Node>> {
+        let node = self.resolve_unwatched(handle)?;
+        if self.watches.are_on() && !self.is_watched(&node) {
+            self.watches.leave_uncovered(&node.key);
+        }
+        Ok(node)
+    }
+
+    /// Has changes of a file told from now on; says whether they will be.
+    fn is_watched(&self, node: &Arc<Node>) -> bool {
+        if node.kind == FileKind::Directory {
+            return self.watches.watch(node.key, node.kind, node.path.as_fd());
+        }
+        if self.watches.has_place(&node.key.id) {
+            return true;
+        }
+        self.table.locations(&node.key.id).into_iter().any(|location| {
+            let Ok(Some(dir)) = self.dir_by_id(location.parent) else { return false };
+            self.watches.watch(dir.key, dir.kind, dir.path.as_fd())
+                && self.pin_if(&dir, node.key.id, &location.name).is_ok_and(|at| at.is_some())
+                && self.watches.has_place(&node.key.id)
+        })
+    }
+
+    fn resolve_unwatched(&self, handle: &FileHandle) -> Result<Arc<Node>> {
         let key = Key::decode(handle).ok_or(Status::BADHANDLE)?;
         if key.id == self.root.key.id {
             return if key == self.root.key { Ok(self.root.clone()) } else { stale() };
@@ -94,7 +118,22 @@ impl LocalDir {
             self.let_go(node);
             return stale();
         }
+        if stat.st_nlink > 1 && node.kind != FileKind::Directory && self.watches.are_on() {
+            return self.stat_linked(node, stat);
+        }
         Ok(stat)
+    }
+
+    /// A file with several links may be changed by way of a directory that is not watched.
+    fn stat_linked(&self, node: &Arc<Node>, stat: libc::stat) -> Result<libc::stat> {
+        if self.watches.has_watch(&node.key) {
+            return Ok(stat);
+        }
+        if !self.watches.watch(node.key, node.kind, node.path.as_fd()) {
+            self.watches.leave_uncovered(&node.key);
+        }
+        // As it is since it is watched.
+        Ok(sys::fstat(node.path.as_fd())?)
     }
 
     /// Forgets a file that has no name any more.
@@ -119,6 +158,16 @@ impl LocalDir {
         let node = self.nodes.pin(fd, key, super::attr::kind(stat.st_mode), self.now_ms());
         if let Some((parent, name)) = at {
             self.table.note(key.id, parent, name);
+        }
+        if self.watches.are_on() {
+            let watched = match (node.kind, at) {
+                (FileKind::Directory, _) => self.watches.watch(key, node.kind, node.path.as_fd()),
+                (_, Some((parent, name))) => self.watches.place(key, parent, name),
+                (_, None) => true,
+            };
+            if !watched {
+                self.watches.leave_uncovered(&key);
+            }
         }
         Ok(node)
     }

@@ -8,9 +8,11 @@ use gridvfs_vfs::nfs3::{self, PlainPage, Reply, mount};
 use gridvfs_vfs::rpc::{CallHeader, Refusal};
 use gridvfs_vfs::xdr::{Decoder, Xdr, XdrError};
 use gridvfs_vfs::{Caller, DirPage, Error, Stability, Status, Vfs, ext};
+use tokio::sync::mpsc;
 
 use super::fetch::{self, Fetches};
-use super::{Record, ServerOptions, refusal_record, results, sealed};
+use super::{Permits, Record, ServerOptions, refusal_record, results, sealed};
+use crate::changes::attentive;
 use crate::gate::{Export, Guest};
 
 /// Who calls without an AUTH_SYS credential, where that is let in at all.
@@ -44,7 +46,7 @@ pub(super) fn is_idempotent(header: &CallHeader) -> bool {
                 | nfs3::PATHCONF
         ),
         (ext::PROGRAM, procedure) => {
-            matches!(procedure, ext::SEEK | ext::FETCH | ext::HOPS)
+            matches!(procedure, ext::SEEK | ext::FETCH | ext::HOPS | ext::CHANGES)
         }
         _ => true,
     }
@@ -74,10 +76,7 @@ pub(super) struct Context<'a> {
 
 /// Runs a call and makes the record of its reply.
 pub(super) async fn run(context: &Context<'_>, header: &CallHeader, arguments: Bytes) -> Record {
-    let caller = match header.credential.auth_sys() {
-        Some(credential) => credential.caller(),
-        None => Caller { uid: NOBODY, gid: NOBODY, groups: Vec::new() },
-    };
+    let (caller, stamp) = caller_of(header);
     let mut decoder = Decoder::new(arguments.clone());
     let export = context.guest.export_of(&arguments);
     let answer = match (header.program, header.procedure) {
@@ -86,10 +85,14 @@ pub(super) async fn run(context: &Context<'_>, header: &CallHeader, arguments: B
         }
         (ext::PROGRAM, ext::END) => end(context.options, header),
         (ext::PROGRAM, ext::HOPS) => reply::<_, ()>(header, Ok(context.options.hops.told())),
-        (ext::PROGRAM, procedure) if procedure > ext::HOPS => Ok(None),
+        (ext::PROGRAM, procedure) if procedure > ext::CHANGES => Ok(None),
         (_, procedure) if header.program == nfs3::PROGRAM && procedure > nfs3::COMMIT => Ok(None),
         _ => match export {
-            Some(export) => run_on(context, export, header, &caller, &mut decoder).await,
+            Some(export) => {
+                let id = (std::ptr::from_ref(context.guest).addr(), stamp);
+                let vfs = attentive(export.changes.as_ref(), &export.vfs, id);
+                run_on(context, (export, &vfs), header, &caller, &mut decoder).await
+            }
             None => no_export(header, &mut decoder),
         },
     };
@@ -105,14 +108,16 @@ pub(super) async fn run(context: &Context<'_>, header: &CallHeader, arguments: B
 
 async fn run_on(
     context: &Context<'_>,
-    export: &Export,
+    (export, shared): (&Export, &Arc<dyn Vfs>),
     header: &CallHeader,
     caller: &Caller,
     decoder: &mut Decoder,
 ) -> Answer {
-    let vfs = &*export.vfs;
+    let vfs = &**shared;
     match (header.program, header.procedure) {
-        (ext::PROGRAM, ext::FETCH) => fetch(export, context.fetches, header, caller, decoder).await,
+        (ext::PROGRAM, ext::FETCH) => {
+            fetch((export, shared), context.fetches, header, caller, decoder).await
+        }
         (ext::PROGRAM, _) => extension(vfs, header, caller, decoder).await,
         (_, nfs3::READ) => read(vfs, header, caller, decoder).await,
         _ => procedure(vfs, header, caller, decoder).await,
@@ -147,6 +152,45 @@ fn no_export(header: &CallHeader, decoder: &mut Decoder) -> Answer {
             reply::<(), (Option<gridvfs_vfs::Attr>, gridvfs_vfs::Wcc)>(header, error)
         }
         _ => reply::<(), gridvfs_vfs::Wcc>(header, error),
+    }
+}
+
+/// Who calls, and the stamp that tells its process from others.
+fn caller_of(header: &CallHeader) -> (Caller, u32) {
+    match header.credential.auth_sys() {
+        Some(credential) => (credential.caller(), credential.stamp),
+        None => (Caller { uid: NOBODY, gid: NOBODY, groups: Vec::new() }, 0),
+    }
+}
+
+/// Answers CHANGES, some time, if the channel is still there then.
+pub(super) async fn hold(
+    guest: Arc<Guest>,
+    header: CallHeader,
+    arguments: Bytes,
+    replies: mpsc::WeakUnboundedSender<(Record, Permits)>,
+) {
+    let args = ext::ChangesArgs::decode(&mut Decoder::new(arguments.clone()));
+    let export = guest.export_of(&arguments);
+    let answer = match (args, export.map(|export| (export, &export.changes))) {
+        (Err(_), _) => Ok(Some(refusal_record(header.xid, Refusal::GarbageArguments))),
+        (_, None) => reply::<ext::Changes, ()>(&header, Err(Status::BADHANDLE.into())),
+        (_, Some((_, None))) => reply::<ext::Changes, ()>(&header, Err(Status::NOTSUPP.into())),
+        (Ok(args), Some((export, Some(hub)))) => {
+            let (caller, stamp) = caller_of(&header);
+            let id = (Arc::as_ptr(&guest).addr(), stamp);
+            let (vfs, blocking) = (export.vfs.clone(), export.blocking);
+            tokio::select! {
+                answer = hub.answer(id, caller, vfs, blocking, &args) => match answer {
+                    Some(answer) => reply::<_, ()>(&header, answer),
+                    None => return,
+                },
+                () = guest.revoked() => return,
+            }
+        }
+    };
+    if let (Ok(Some(record)), Some(replies)) = (answer, replies.upgrade()) {
+        let _ = replies.send((record, None));
     }
 }
 
@@ -191,14 +235,14 @@ async fn read(
 }
 
 async fn fetch(
-    export: &Export,
+    (export, vfs): (&Export, &Arc<dyn Vfs>),
     fetches: &Arc<Fetches>,
     header: &CallHeader,
     caller: &Caller,
     decoder: &mut Decoder,
 ) -> Answer {
     let arguments = Xdr::decode(decoder)?;
-    match fetches.run(&export.vfs, export.blocking, caller, arguments).await {
+    match fetches.run(vfs, export.blocking, caller, arguments).await {
         Ok(packed) => {
             let mut encoder = results(header.xid);
             encoder.u32(0);

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use gridvfs_upstream::greeting::{FEATURE_EXTENSIONS, FEATURE_FETCH, Greeting, PROTOCOL};
+use gridvfs_upstream::greeting::{
+    FEATURE_CHANGES, FEATURE_EXTENSIONS, FEATURE_FETCH, Greeting, PROTOCOL,
+};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
@@ -44,6 +46,7 @@ struct Session {
     key: SessionKey,
     root: String,
     extensions: bool,
+    changes: bool,
     channels: watch::Sender<usize>,
     ended: Arc<AtomicBool>,
 }
@@ -105,10 +108,11 @@ fn begin(config: &SessionConfig, backend: Backend) -> std::io::Result<Begun> {
     let file = Socket(path);
     std::fs::set_permissions(&file.0, PermissionsExt::from_mode(0o600))?;
     let root = hex(backend.vfs.root().as_bytes());
-    let extensions = backend.extensions;
+    let (extensions, changes) = (backend.extensions, backend.changes.is_some());
     let path = config.export.path.to_string_lossy().into_owned().into_bytes();
     let ended: Arc<AtomicBool> = Arc::default();
-    let export = Export { path, vfs: backend.vfs, blocking: backend.blocking, seal: None };
+    let Backend { vfs, blocking, changes: hub, .. } = backend;
+    let export = Export { path, vfs, blocking, seal: None, changes: hub };
     let guest = Guest::new(&*name, Some(key.clone()), vec![export]);
     let options = ServerOptions {
         ended: Some(ended.clone()),
@@ -117,7 +121,7 @@ fn begin(config: &SessionConfig, backend: Backend) -> std::io::Result<Begun> {
     let server = Server::new(options);
     // The first channel is on its way: the session is not idle.
     let channels = watch::Sender::new(0);
-    let session = Session { server, name, key, root, extensions, channels, ended };
+    let session = Session { server, name, key, root, extensions, changes, channels, ended };
     Ok((Arc::new(session), listener, file))
 }
 
@@ -214,6 +218,9 @@ impl Session {
         let mut features = vec![FEATURE_FETCH.into()];
         if self.extensions {
             features.push(FEATURE_EXTENSIONS.into());
+        }
+        if self.changes {
+            features.push(FEATURE_CHANGES.into());
         }
         Greeting {
             ok: true,

@@ -32,7 +32,8 @@ pub(crate) fn open(path: impl AsRef<Path>) -> LocalDir {
 }
 
 pub(crate) fn open_with_state(path: impl AsRef<Path>, state: impl AsRef<Path>) -> LocalDir {
-    let options = LocalDirOptions { state_dir: Some(state.as_ref().into()), read_only: false };
+    let options =
+        LocalDirOptions { state_dir: Some(state.as_ref().into()), ..LocalDirOptions::default() };
     LocalDir::open(path, options).unwrap()
 }
 

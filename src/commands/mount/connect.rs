@@ -98,6 +98,7 @@ impl Stack {
             small_max_bytes: SMALL_BYTES_MAX,
             settings,
             defer_names: target.defer_names,
+            coherence: target.settings.cache.coherence,
         };
         let opened = DiskCache::open(buffer, names.clone(), Handle::current(), options).await;
         let disk = Arc::new(opened.map_err(|error| cache_dir::open_error(&dir.path, error))?);
@@ -173,6 +174,7 @@ async fn connect_patiently(target: &Target) -> Result<Stack> {
         let options = LocalDirOptions {
             state_dir: Some(directories::state()?),
             read_only: settings.read_only,
+            watches_max: crate::commands::proxy::watches_max()?,
         };
         let directory: Arc<dyn Vfs> = Arc::new(LocalDir::open(path, options)?);
         let stack = Stack {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use gridvfs_proxy::backend;
+use gridvfs_proxy::changes::Hub;
 use gridvfs_proxy::confine::{ConfinedLayer, Seal};
 use gridvfs_proxy::gate::{Export, Guest};
 use gridvfs_proxy::hops::HopBoard;
@@ -52,6 +53,7 @@ pub(super) struct Served {
     /// It is a directory of this machine.
     local: bool,
     read_only: bool,
+    changes: Arc<Hub>,
 }
 
 /// Serves until SIGTERM or SIGINT, and then sends what is to be sent.
@@ -183,11 +185,16 @@ async fn open(name: &str, config: &ExportConfig, board: &Arc<HopBoard>) -> Resul
         (None, Some(client)) => client.clone(),
         _ => stack.top.clone(),
     };
+    let blocking = local && stack.cache.is_none();
+    let seal = Arc::new(Seal::open(&directories::state()?, name)?);
+    // The kernel tells of all that happens in a directory; elsewhere the calls that pass do, too.
+    let changes = Hub::new(top.clone(), Some(seal.clone()), !blocking, config.exclusive);
     Ok(Served {
         name: name.into(),
         source: config.text.clone(),
-        blocking: local && stack.cache.is_none(),
-        seal: Arc::new(Seal::open(&directories::state()?, name)?),
+        blocking,
+        seal,
+        changes,
         top,
         stack,
         local,
@@ -216,6 +223,7 @@ fn exports_of(served: &[Served], guest: &GuestConfig) -> Result<Vec<Export>> {
             vfs: Arc::new(IdentityLayer::new(vfs, map)),
             blocking: export.blocking,
             seal: Some(export.seal.clone()),
+            changes: Some(export.changes.clone()),
         });
     }
     Ok(exports)

@@ -1,11 +1,13 @@
 //! The trait's calls, one by one.
 
+use std::sync::Weak;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use gridvfs_vfs::{
     Access, AccessGranted, Allocation, Attr, Caller, Committed, CreateHow, Created, DirPage, Entry,
-    Error, Fetched, FileHandle, FsInfo, FsStat, Linked, NodeKind, PathConf, ReadData, Result,
-    SeekWhence, SetAttr, Stability, Time, Verifier, Vfs, Wcc, Written, nfs3,
+    Error, Fetched, FileHandle, FsInfo, FsStat, Linked, Listener, NodeKind, PathConf, ReadData,
+    Result, SeekWhence, SetAttr, Stability, Time, Verifier, Vfs, Wcc, Written, nfs3,
 };
 
 use super::{NfsClient, names};
@@ -13,6 +15,10 @@ use crate::rpc::CallClass;
 
 #[async_trait]
 impl Vfs for NfsClient {
+    fn listen(&self, listener: Weak<dyn Listener>) {
+        self.begin_to_listen(listener);
+    }
+
     fn root(&self) -> FileHandle {
         self.root
     }

@@ -8,7 +8,7 @@ use gridvfs_vfs::xdr::{Decoder, Xdr};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::table::{Arrival, GARBLED_MAX, Sent};
-use super::{CallError, DATA_UNIT_BYTES, Request, Shared, patiently};
+use super::{CallClass, CallError, DATA_UNIT_BYTES, Request, Shared, patiently};
 use crate::counters::count;
 
 /// How often a call is repeated whose session key has been replaced meanwhile.
@@ -66,7 +66,9 @@ impl Pending {
                 });
             match decoded {
                 Ok(Ok(results)) => {
-                    self.shared.counters.took(self.request.class, self.began.elapsed());
+                    if self.request.class != CallClass::Held {
+                        self.shared.counters.took(self.request.class, self.began.elapsed());
+                    }
                     return Ok(Reply { results, retransmitted: sent.unsafely });
                 }
                 // The key was that of a session that has since been replaced by a new one.
@@ -110,7 +112,8 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        if self.shared.table.lock().abandon(self.xid) {
+        let abandoned = self.shared.table.lock().abandon(self.xid);
+        if abandoned && self.request.class != CallClass::Held {
             count(&self.shared.counters.abandoned, 1);
         }
     }
@@ -123,6 +126,9 @@ async fn permits(
     request: &Request,
     began: Instant,
 ) -> Result<[Option<OwnedSemaphorePermit>; 2], CallError> {
+    if request.class == CallClass::Held {
+        return Ok([None, None]);
+    }
     let ended = |_| CallError::Unreachable("the session has ended".into());
     let acquire = |semaphore: &Arc<Semaphore>, permits: usize| {
         semaphore.clone().acquire_many_owned(permits as u32)

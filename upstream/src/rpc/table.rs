@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 
 use super::rtt::RoundTrips;
-use super::{CallError, Request};
+use super::{CallClass, CallError, Request};
 use crate::{Terms, Timing};
 
 /// What a call without data counts for when the least loaded stripe is chosen.
@@ -139,11 +139,13 @@ impl Table {
         call.queued = true;
         call.due = None;
         stripe.queue.push_back(xid);
-        stripe.calls += 1;
-        stripe.bytes += CALL_BYTES + call.request.data_bytes();
-        if stripe.calls == 1 {
-            stripe.busy_since = Some(Instant::now());
-            stripe.busy.notify_one();
+        if call.request.class != CallClass::Held {
+            stripe.calls += 1;
+            stripe.bytes += CALL_BYTES + call.request.data_bytes();
+            if stripe.calls == 1 {
+                stripe.busy_since = Some(Instant::now());
+                stripe.busy.notify_one();
+            }
         }
         stripe.wake.notify_one();
     }
@@ -157,6 +159,9 @@ impl Table {
         let stripe = &mut self.stripes[index];
         if std::mem::take(&mut call.queued) {
             stripe.queue.retain(|queued| *queued != xid);
+        }
+        if call.request.class == CallClass::Held {
+            return;
         }
         stripe.calls -= 1;
         stripe.bytes -= CALL_BYTES + call.request.data_bytes();
@@ -184,7 +189,7 @@ impl Table {
         // same, who has to decode it anyway.
         let now = Instant::now();
         let sent = call.sent.unwrap_or(Sent { at: now, times: 1, generation: 0, unsafely: false });
-        if sent.times == 1 {
+        if sent.times == 1 && call.request.class != CallClass::Held {
             self.trips.add(call.request.class, now - sent.at);
             self.note_arrival(index, sent.at);
         }
@@ -201,7 +206,7 @@ impl Table {
     /// Notes that the ping of a channel that was sent at `sent_at` was answered.
     pub fn ping_answered(&mut self, index: usize, sent_at: Instant) {
         self.note_arrival(index, sent_at);
-        self.trips.add(super::CallClass::Small, sent_at.elapsed());
+        self.trips.add(CallClass::Small, sent_at.elapsed());
     }
 
     /// Has a ping sent on a stripe.
@@ -291,7 +296,9 @@ impl Table {
             let Some(call) = self.calls.get_mut(&xid) else { continue };
             call.queued = false;
             bytes += call.request.payload.as_ref().map_or(0, Bytes::len);
-            let limit = self.trips.limit(call.request.class, timing.resend, timing.resend_max);
+            let held = call.request.class == CallClass::Held;
+            let class = if held { CallClass::Small } else { call.request.class };
+            let limit = self.trips.limit(class, timing.resend, timing.resend_max);
             let sent = match call.sent {
                 None => Sent { at: now, times: 1, generation: terms.generation, unsafely: false },
                 Some(before) => {
@@ -307,7 +314,7 @@ impl Table {
             };
             let doublings = sent.times.min(16) - 1;
             let wait = limit.saturating_mul(1 << doublings);
-            call.due = Some(now + wait.min(timing.resend_max.max(limit)));
+            call.due = (!held).then(|| now + wait.min(timing.resend_max.max(limit)));
             call.sent = Some(sent);
             batch.push(Item::Call(xid, call.request.clone()));
         }

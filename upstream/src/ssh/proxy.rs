@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 
 use gridvfs_vfs::FileHandle;
 
-use crate::greeting::{FEATURE_EXTENSIONS, FEATURE_FETCH, Greeting, PROTOCOL};
+use crate::greeting::{FEATURE_CHANGES, FEATURE_EXTENSIONS, FEATURE_FETCH, Greeting, PROTOCOL};
 use crate::{Channel, ConnectError, Connector, Terms};
 
 use super::SshHost;
@@ -61,6 +61,7 @@ struct Session {
     root: FileHandle,
     extensions: bool,
     fetch: bool,
+    changes: bool,
     generation: u64,
 }
 
@@ -146,11 +147,13 @@ impl SshProxyConnector {
         let incomplete = || ConnectError::Fatal(format!("incomplete greeting from {host}"));
         let has = |feature| greeting.features.iter().any(|name| name == feature);
         let (extensions, fetch) = (has(FEATURE_EXTENSIONS), has(FEATURE_FETCH));
+        let changes = has(FEATURE_CHANGES);
         let session = Session {
             root: greeting.root_handle().ok_or_else(incomplete)?,
             key: greeting.key.clone().ok_or_else(incomplete)?,
             extensions,
             fetch,
+            changes,
             name: greeting.session,
             version: greeting.version.clone(),
             generation: self.generation.fetch_add(1, Ordering::Relaxed) + 1,
@@ -171,6 +174,7 @@ impl SshProxyConnector {
             machine_name: session.key.clone(),
             extensions: session.extensions,
             fetch: session.fetch,
+            changes: session.changes,
             generation: session.generation,
             root: Some(session.root),
             replay_cache: true,

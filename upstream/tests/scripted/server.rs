@@ -267,6 +267,7 @@ impl Connector for Scripted {
             machine_name: format!("key-{generation}"),
             extensions: self.0.extensions.load(Ordering::SeqCst),
             fetch: self.0.extensions.load(Ordering::SeqCst),
+            changes: false,
             generation,
             root: Some(handle(ROOT)),
             replay_cache: self.0.remembered.is_some(),

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
+use gridvfs_cache::disk::CoherenceStatus;
 use gridvfs_cache::{BufferLayer, DiskCache};
 use gridvfs_fuse::BusyFile;
 use gridvfs_metadata::MetaLayer;
@@ -64,6 +65,7 @@ impl SessionControl {
             };
             status["files"] = busy.into_iter().map(file).collect();
         }
+        status["coherence"] = self.coherence();
         if let Some(cache) = &self.cache {
             status["cache"] = self.cache_status(cache);
         }
@@ -77,6 +79,19 @@ impl SessionControl {
             status["link"] = json!(client.counters().to_map());
         }
         status
+    }
+
+    /// Says whether others' changes are heard of, since when, or why not.
+    fn coherence(&self) -> Value {
+        let Some(cache) = &self.cache else {
+            return json!({"on": false, "reason": "it needs the disk cache"});
+        };
+        let CoherenceStatus { reason, lasting } = cache.coherence();
+        let mut told = json!({"on": reason.is_none(), "seconds": lasting.as_secs()});
+        if let Some(reason) = reason {
+            told["reason"] = json!(reason);
+        }
+        told
     }
 
     /// Returns a file's path, as far as anybody here knows it.
