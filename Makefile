@@ -19,7 +19,7 @@ SCRIPTS := .ci/run $(wildcard bench/*.sh bench/cache/*.sh bench/experiments/*.sh
 	packaging/libvirt/qemu packaging/slurm/prolog packaging/slurm/epilog packaging/slurm/task-prolog
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-bench build demo test test-systemd test-slurm test-libvirt test-nfs-client test-crash bench bench-quick bench-link bench-cache bench-fetch bench-clone bench-fleet bench-coherence fmt lint clean install bench-meta
+.PHONY: help deps deps-bench build demo test test-systemd test-slurm test-libvirt test-nfs-client test-coherence test-crash bench bench-quick bench-link bench-cache bench-fetch bench-clone bench-fleet bench-coherence fmt lint clean install bench-meta
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +63,9 @@ test-nfs-client: ## A Linux kernel's NFS client, in a guest under QEMU, mounts a
 	@$(DEPS) build test
 	@bench/guest/nfs-client.sh build $(or $(CARGO_TARGET_DIR),target)/nfs-client
 	$(CARGO) test -p gridvfs --profile $(PROFILE) --test nfs_client -- --show-output
+
+test-coherence: ## Sessions that hear of each other's changes, at random (GRIDVFS_SEED=n: another run)
+	$(CARGO) test -p gridvfs --profile $(PROFILE) --test coherence -- --show-output --include-ignored two_sessions
 
 test-crash: ## The crash harness at length: 1,000 kills, 150 power losses
 	GRIDVFS_CRASH_KILLS=1000 GRIDVFS_CRASH_LOSSES=150 $(CARGO) test -p gridvfs-cache \

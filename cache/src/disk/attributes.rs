@@ -1,7 +1,8 @@
 //! Attributes: what the server's tell of others' changes, and what is answered without asking.
 
 use gridvfs_vfs::{
-    Access, AccessGranted, Attr, Caller, FileHandle, FileKind, Result, Status, Vfs, Wcc, WccAttr,
+    Access, AccessGranted, Attr, Caller, Change, FileHandle, FileKind, Result, Status, Vfs, Wcc,
+    WccAttr,
 };
 
 use super::node::{ConflictKind, Node, State};
@@ -167,7 +168,8 @@ impl Core {
         (known.asked, known.learned) = (asked, self.tick());
     }
 
-    /// The file's frames are of other data than the server's: they are never found again.
+    /// The file's frames are of other data than the server's: they are never found again. Who has read
+    /// it through us, the kernel first of all, is told.
     pub fn renew(&self, node: &Node, state: &mut State, base: Option<WccAttr>) {
         self.store.files.remove(node.key());
         let key = FileKey::random();
@@ -181,6 +183,11 @@ impl Core {
         node.set_key(key);
         if !self.pins.lock().is_empty() {
             self.repin();
+        }
+        if let Some(core) = self.this.upgrade() {
+            let file = node.handle;
+            // Not here: the node is locked.
+            self.runtime.spawn(async move { core.coherence.tell(&Change::File(file, None)) });
         }
     }
 
@@ -212,7 +219,7 @@ impl Core {
     }
 
     pub async fn getattr(&self, caller: &Caller, file: &FileHandle) -> Result<Attr> {
-        if let Some(attr) = self.trusted_attr(file) {
+        if let Some(attr) = self.trusted_attr(file).filter(|_| !self.look_at_overwritten(file)) {
             add(&self.counters.attribute_hits, 1);
             return Ok(attr);
         }
@@ -247,7 +254,7 @@ impl Core {
             }
         }
         let attr = self.trusted_attr(file).or_else(|| self.walked_attr(file));
-        if let Some(attr) = attr {
+        if let Some(attr) = attr.filter(|_| !self.look_at_overwritten(file)) {
             let granted = match self.index.granted(file, caller, wanted.0) {
                 Some(granted) => Some(granted),
                 None => rights(&attr, caller, wanted.0),

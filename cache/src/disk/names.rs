@@ -20,6 +20,11 @@ const ENTRY_BYTES: u32 = 170;
 /// How many files of a listing are looked for in the index at once: some 5 ms.
 const PREPARED: usize = 1000;
 
+/// Says whether a call seems to have left a directory as it was.
+fn is_unchanged(dir: &Wcc) -> bool {
+    dir.after.is_some_and(|after| dir.before == Some(WccAttr::from(&after)))
+}
+
 impl Core {
     pub async fn lookup(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Entry> {
         if self.trusts() {
@@ -321,8 +326,9 @@ impl Core {
                 return Err(error);
             }
         };
-        if moved.is_some() && moved == target {
-            // Two names of one file: nothing was done.
+        let same_file = moved.is_some() && moved == target;
+        if same_file || !self.defers() && is_unchanged(&from_wcc) {
+            // Two names of one file: nothing was done. Others may have made them so.
             self.index.forget_name(from.0, from.1);
             self.index.forget_name(to.0, to.1);
         } else {
