@@ -31,6 +31,8 @@ pub struct SessionOptions {
     /// sessions that have these at hand: where names are believed for a second only, a new listing
     /// tells them all at once.
     pub listing_cache: bool,
+    /// What is below tells of changes by others (`Vfs::listen`), and is asked to.
+    pub listens: bool,
     /// The kernel reads whole local files by itself, where it can and this process may ask for it.
     pub passthrough: bool,
     /// The largest write that the kernel sends, in bytes: what its default limit of 256 pages
@@ -52,6 +54,7 @@ impl Default for SessionOptions {
             read_only: false,
             writeback_cache: false,
             listing_cache: false,
+            listens: false,
             passthrough: true,
             write_bytes_max: 1 << 20,
             background_max: 128,

@@ -71,8 +71,10 @@ impl Session {
                 }
             });
         }
-        let listener: Arc<dyn Listener> = core.clone();
-        vfs.listen(Arc::downgrade(&listener));
+        if core.options.listens {
+            let listener: Arc<dyn Listener> = core.clone();
+            vfs.listen(Arc::downgrade(&listener));
+        }
         let pending = Arc::new(Pending::default());
         let counters = Arc::new(Counters::default());
         let front = Front {

@@ -26,6 +26,7 @@ use gridvfs_vfs::xdr::{Decoder, Encoder, Xdr, XdrResult};
 use gridvfs_vfs::{
     Attr, Caller, Ears, Error, FileHandle, FileKind, FsInfo, Result, Status, Vfs, nfs3,
 };
+use tokio::runtime::Handle;
 
 use crate::rpc::{CallClass, CallError, Request, RpcClient};
 use crate::{ClientOptions, ConnectError, Connector, Counters};
@@ -45,6 +46,7 @@ pub struct NfsClient {
     fetches: AtomicBool,
     this: Weak<Self>,
     ears: Arc<Ears>,
+    runtime: Handle,
 }
 
 /// The status or results of a procedure.
@@ -122,6 +124,7 @@ impl NfsClient {
             fetches: AtomicBool::new(terms.fetch),
             this: Weak::new(),
             ears: Arc::default(),
+            runtime: Handle::current(),
         };
         let negotiation = tokio::time::timeout(options.timing.setup, client.negotiate());
         let (kind, info) = match negotiation.await {

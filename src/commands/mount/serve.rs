@@ -90,6 +90,8 @@ pub fn run(plan: &Plan, starter: &mut Starter) -> Result<()> {
         read_only: settings.read_only,
         writeback_cache: kernel_writeback,
         listing_cache: cache_settings.is_some_and(|settings| settings.consistency.trusts()),
+        // A disk cache decides what is to be heard of.
+        listens: stack.cache.is_some(),
         passthrough: settings.cache.passthrough,
         ..SessionOptions::default()
     };

@@ -28,7 +28,7 @@ impl NfsClient {
             let mut follower =
                 Follower { ears: self.ears.clone(), period: 0, heard: 0, state: State::Void };
             let client = self.this.clone();
-            tokio::spawn(async move { follower.follow(client).await });
+            self.runtime.spawn(async move { follower.follow(client).await });
         }
     }
 
