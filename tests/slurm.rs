@@ -240,7 +240,8 @@ fn a_job_without_its_session_is_held_and_says_why(site: &Site) {
     // By itself Slurm waits for two minutes before it runs a requeued job again.
     site.inside(&format!("scontrol release {job}; scontrol update JobId={job} StartTime=now"));
     site.wait(&job);
-    assert_eq!(site.on_server("work/late"), "here\n", "{}", site.told(&job));
+    let words = site.host(&format!("cat home/{job}*.out"));
+    assert_eq!(site.on_server("work/late"), "here\n", "{words}\n{}", site.told(&job));
 }
 
 fn a_job_that_cannot_be_requeued_is_ended(site: &Site) {
