@@ -57,7 +57,7 @@ clone_and_ask() {
 }
 mib() { calc "$1 / 1048576"; }
 local_golden() {
-    [[ -d $disk/golden ]] || { cp --sparse=always -rH "$golden" "$disk/golden"; sync -f "$disk"; }
+    [[ -d $disk/golden ]] || { cp --sparse=always --preserve=timestamps -rH "$golden" "$disk/golden"; sync -f "$disk"; }
 }
 local_clone() {
     local_golden
@@ -116,5 +116,5 @@ with_metadata() { # GOLDEN FOLDER
 # Puts a VM on the server, as far/golden, and clears the place for clones.
 golden_up() { # GOLDEN
     mkdir -p "$disk/clones"
-    cp --sparse=always -rH "$1" "$work/far/golden"
+    cp --sparse=always --preserve=timestamps -rH "$1" "$work/far/golden"
 }

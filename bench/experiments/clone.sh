@@ -108,7 +108,7 @@ part_wan_s1_cold() {
 different_vms() { # COUNT
     local number
     for ((number = 1; number < $1; number++)); do
-        cp --sparse=always -rH "${vms[number]}" "$work/far/golden$number"
+        cp --sparse=always --preserve=timestamps -rH "${vms[number]}" "$work/far/golden$number"
     done
     mv "$work/far/golden" "$work/far/golden0"
     note "$series" "$1 different VMs: one base, booted apart, the second with further packages, the others with a file of 8 MiB and another name"
