@@ -295,10 +295,7 @@ impl Core {
     /// else has changed the data, what is cached of it is dropped.
     pub fn noted(&self, inode: &Inode, attr: &Attr) -> FileAttr {
         if inode.note(attr) {
-            self.vfs.invalidate(&inode.handle);
-            // The receiver goes with the session; what it would drop goes with it.
-            let _ = self.invalidations.send(Invalidation::Pages(inode.id, None));
-            inode.ways.outdate();
+            self.drop_data(inode);
         }
         self.kernel_attr(inode, attr)
     }

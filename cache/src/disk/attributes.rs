@@ -21,6 +21,11 @@ pub(crate) fn same_data(a: &WccAttr, b: &WccAttr) -> bool {
     a.mtime == b.mtime && a.size == b.size
 }
 
+/// Says whether two signatures are known, and are of different data.
+pub(super) fn other_data(a: Option<&WccAttr>, b: Option<&WccAttr>) -> bool {
+    matches!((a, b), (Some(a), Some(b)) if !same_data(a, b))
+}
+
 impl Core {
     /// Says whether what is known of a file is answered without asking the server.
     pub fn is_trusted(&self, known: &Known) -> bool {

@@ -258,8 +258,10 @@ impl Core {
     /// stored of it is not what the server has. In write-back that is a conflict, which is found when
     /// data is sent.
     pub fn look_at_overwritten(&self, file: &FileHandle) -> bool {
-        let shared = self.settings.read().consistency == Consistency::Shared;
-        if !shared || !self.trusts() || !self.buffer.take_overwritten(file) {
+        if !self.coherence.is_on()
+            || self.settings.read().consistency != Consistency::Shared
+            || !self.buffer.take_overwritten(file)
+        {
             return false;
         }
         let (Some(core), Some(node)) = (self.this.upgrade(), self.known(file)) else {

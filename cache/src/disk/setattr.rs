@@ -67,8 +67,7 @@ impl Core {
                 let mut state = node.state.lock();
                 let quiet = state.can_judge(asked);
                 let foreign = state.settled
-                    && matches!((&wcc.before, &state.base), (Some(before), Some(base))
-                        if !attributes::same_data(before, base));
+                    && attributes::other_data(wcc.before.as_ref(), state.base.as_ref());
                 if quiet && foreign && state.dirty.is_empty() {
                     // Others have changed the data before.
                     self.renew(node, &mut state, None);
@@ -98,8 +97,7 @@ impl Core {
             None => {
                 self.note_own(file, wcc.after, asked);
                 self.index.update(file, |known| {
-                    let foreign = matches!((&wcc.before, &known.base), (Some(before), Some(base))
-                        if !attributes::same_data(before, base));
+                    let foreign = attributes::other_data(wcc.before.as_ref(), known.base.as_ref());
                     if foreign {
                         known.renew_key(None);
                     } else if let (Some(base), Some(after)) = (&mut known.base, &wcc.after) {
@@ -182,8 +180,7 @@ impl Core {
         };
         let foreign = state.settled
             && state.can_judge(asked)
-            && matches!((&wcc.before, &state.base), (Some(before), Some(base))
-                if !attributes::same_data(before, base));
+            && attributes::other_data(wcc.before.as_ref(), state.base.as_ref());
         let after = wcc.after.as_ref().map(WccAttr::from);
         self.cut(&node, &mut state, size, after.as_ref())?;
         if foreign {

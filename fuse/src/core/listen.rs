@@ -3,11 +3,19 @@
 use gridvfs_vfs::{Attr, Change, Coverage, FileHandle, FileKind, Listener};
 
 use super::{Core, Invalidation};
+use crate::inodes::Inode;
 
 impl Core {
     fn drop_from_kernel(&self, invalidation: Invalidation) {
         // The receiver goes with the session; what it would drop goes with it.
         let _ = self.invalidations.send(invalidation);
+    }
+
+    /// Somebody else has changed a file's data: what is cached of it goes.
+    pub(super) fn drop_data(&self, inode: &Inode) {
+        self.vfs.invalidate(&inode.handle);
+        inode.ways.outdate();
+        self.drop_from_kernel(Invalidation::Pages(inode.id, None));
     }
 
     fn file_changed(&self, file: &FileHandle, attr: Option<&Attr>) {
@@ -21,9 +29,7 @@ impl Core {
             }
             None if inode.kind == FileKind::Regular => {
                 inode.note_unknown();
-                self.vfs.invalidate(file);
-                inode.ways.outdate();
-                self.drop_from_kernel(Invalidation::Pages(inode.id, None));
+                self.drop_data(&inode);
             }
             None => {
                 inode.forget_seen();
