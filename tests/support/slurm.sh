@@ -70,7 +70,7 @@ SlurmctldPort=${ports[0]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket=$dir/munge/socket
+AuthInfo=socket=$dir/munge/socket,cred_expire=15
 CredType=cred/munge
 StateSaveLocation=$dir/ctld
 SlurmctldPidFile=$dir/ctld.pid
