@@ -124,6 +124,23 @@ impl BufferLayer {
         known.is_some_and(|file| std::mem::take(&mut file.state.lock().reading.overwritten))
     }
 
+    /// Reads what a program has not asked for, but may next.
+    pub(crate) async fn read_around(
+        &self,
+        caller: &Caller,
+        file: &FileHandle,
+        offset: u64,
+        count: u32,
+    ) -> Result<ReadData> {
+        self.shared.read(caller, file, (offset, count), false).await
+    }
+
+    /// Says whether a range has been fetched, or is being.
+    pub(crate) fn is_asked_for(&self, file: &FileHandle, from: u64, to: u64) -> bool {
+        let known = self.shared.known(file);
+        known.is_some_and(|file| file.state.lock().reading.covers(from, to))
+    }
+
     /// Sends what is held of a file; leaves an error for whoever wrote.
     async fn send_first(&self, file: &FileHandle) -> Result<()> {
         match self.shared.known(file) {
@@ -226,7 +243,7 @@ impl Vfs for BufferLayer {
         offset: u64,
         count: u32,
     ) -> Result<ReadData> {
-        self.shared.read(caller, file, offset, count).await
+        self.shared.read(caller, file, (offset, count), true).await
     }
 
     async fn write(

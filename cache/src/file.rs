@@ -88,6 +88,22 @@ pub(crate) struct Reading {
     pub overwritten: bool,
 }
 
+impl Reading {
+    /// Says whether a range has been fetched, or is being.
+    pub fn covers(&self, from: u64, to: u64) -> bool {
+        let mut at = from;
+        let before = self.units.range(..=from).next_back().filter(|(_, u)| u.end() > from);
+        for (start, unit) in before.into_iter().chain(self.units.range(from + 1..to.max(from + 1)))
+        {
+            if *start > at {
+                return false;
+            }
+            at = unit.end();
+        }
+        at >= to
+    }
+}
+
 /// What attributes told.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
@@ -189,9 +205,15 @@ impl State {
                 attr.size = attr.size.max(reading.own_size);
             }
         } else {
-            // Units of no known version, since READs brought no attributes, may be of any.
+            // Units of no known version, since READs brought no attributes, may be of any; one that
+            // is on its way when the first are seen will bring its own.
+            let first = reading.known.is_none();
             if reading.known != Some(signature) {
-                taken.dropped = std::mem::take(&mut reading.units).into_values().collect();
+                let units = std::mem::take(&mut reading.units);
+                let (kept, dropped): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                    units.into_iter().partition(|(_, unit)| first && unit.result().is_none());
+                reading.units = kept;
+                taken.dropped = dropped.into_values().collect();
             }
             if reading.own.take_if(|own| !same_data(own, &signature)).is_some() {
                 reading.overwritten = true;
