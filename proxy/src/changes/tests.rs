@@ -141,18 +141,24 @@ async fn own_changes_do_not_come_back_and_others_hear_of_them() {
     for exclusive in [false, true] {
         let [own, others] = modes_heard(&World::new(exclusive)).await;
         assert_eq!(own, [], "neither by the call, nor by the kernel");
-        let is_mode = |change: &Change| matches!(change, Change::Attributes(_, Some(attr)) if attr.mode == 0o600);
         assert!(!others.is_empty() && others.iter().all(is_mode), "{others:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_two_exports_share_files_everybody_hears_of_all() {
+async fn where_two_exports_share_files_nothing_is_believed() {
     let world = World::new(false);
-    let options = LocalDirOptions::default();
-    let _other = LocalDir::open(world.folder.path(), options).expect("opens");
-    let [own, others] = modes_heard(&world).await;
-    assert!(!own.is_empty() && !others.is_empty(), "the kernel does not say by which export");
+    let one = world.ask(ONE, 0, 0, 0).await;
+    assert_eq!(one.reason.0, "");
+    std::fs::create_dir(world.path("dir")).expect("makes");
+    let other = LocalDir::open(world.path("dir"), LocalDirOptions::default()).expect("opens");
+    let one = world.ask(ONE, one.period, one.number, 1000).await;
+    assert!(
+        one.reason.0.contains("two exports"),
+        "{}: the kernel tells only the process",
+        one.reason.0
+    );
+    drop(other);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -50,7 +50,10 @@ const LOCAL: [u32; 9] = [
     0x794c_7630, // overlayfs
 ];
 
-/// The directories that this process serves: one that lies in another is changed by both.
+/// Why changes are not told of an export that lies in another of the same process.
+const SHARED: &str = "two exports of the proxy have the same files";
+
+/// The directories that this process serves.
 static SERVED: Mutex<Vec<Weak<Watches>>> = Mutex::new(Vec::new());
 
 /// The watches of an export.
@@ -102,19 +105,25 @@ impl Watches {
             ears: Ears::default(),
             state: Mutex::default(),
         });
-        let mut served = SERVED.lock();
-        served.retain(|watches| watches.strong_count() > 0);
-        served.push(Arc::downgrade(&watches));
+        {
+            let mut served = SERVED.lock();
+            served.retain(|watches| watches.strong_count() > 0);
+            served.push(Arc::downgrade(&watches));
+        }
+        for other in watches.sharing().iter().filter(|other| other.are_on()) {
+            other.ears.covered(&Coverage::Partial(SHARED.into()));
+        }
         watches
     }
 
-    /// Says whether this process changes what is watched by way of another export, too: nobody knows
-    /// then for whom.
-    fn is_shared(&self) -> bool {
-        SERVED.lock().iter().filter_map(Weak::upgrade).any(|other| {
-            !std::ptr::eq(&*other, self)
+    /// The exports of this process by which it changes what is watched here, too. The kernel does not
+    /// tell by which it does, nor the calls that pass here.
+    fn sharing(&self) -> Vec<Arc<Self>> {
+        let overlaps = |other: &Arc<Self>| {
+            !std::ptr::eq(&**other, self)
                 && (other.path.starts_with(&self.path) || self.path.starts_with(&other.path))
-        })
+        };
+        SERVED.lock().iter().filter_map(Weak::upgrade).filter(overlaps).collect()
     }
 
     /// Says whether anybody listens.
@@ -128,6 +137,10 @@ impl Watches {
             return;
         }
         match self.begin(root) {
+            Ok(()) if !self.sharing().is_empty() => {
+                self.on.store(true, Ordering::Release);
+                self.ears.covered(&Coverage::Partial(SHARED.into()));
+            }
             Ok(()) => {
                 self.on.store(true, Ordering::Release);
                 // What was given before was not watched.
@@ -195,7 +208,7 @@ impl Watches {
         if state.places.len() >= PLACES_MAX {
             state.places.clear();
             state.watched.values_mut().for_each(|watched| watched.entries.clear());
-            self.ears.covered(&Coverage::Whole);
+            self.lose();
         }
         let Some(watched) = state.watched.get_mut(&watch) else { return false };
         watched.entries.insert(name.into(), key);
@@ -210,8 +223,13 @@ impl Watches {
             let mut state = self.state.lock();
             let Some(state) = state.as_mut() else { return };
             let Some(watch) = state.by_id.get(&dir).copied() else { return };
-            let is_there = |watched: &Watched| watched.entries.get(name).is_some_and(|at| at.id == *id);
-            if state.watched.get(&watch).is_some_and(is_there) { state.leave(watch, name) } else { None }
+            let is_there =
+                |watched: &Watched| watched.entries.get(name).is_some_and(|at| at.id == *id);
+            if state.watched.get(&watch).is_some_and(is_there) {
+                state.leave(watch, name)
+            } else {
+                None
+            }
         };
         if let (Some(key), Some((dir, name))) = (left, to)
             && !self.place(key, dir, name)
@@ -236,7 +254,6 @@ impl Watches {
     }
 
     fn take(&self, notices: &[Notice]) {
-        let others = notices.iter().any(|notice| notice.own) && self.is_shared();
         let mut changes = Vec::new();
         let mut lost = false;
         {
@@ -247,7 +264,7 @@ impl Watches {
                     log::warn!("changes came faster than they could be read");
                     lost = true;
                 } else {
-                    if !notice.own || others {
+                    if !notice.own {
                         state.note(notice, &mut changes);
                     }
                     state.end(notice, &mut changes);
@@ -258,6 +275,13 @@ impl Watches {
             self.ears.changed(&change);
         }
         if lost {
+            self.lose();
+        }
+    }
+
+    /// Changes have been lost.
+    fn lose(&self) {
+        if self.sharing().is_empty() {
             self.ears.covered(&Coverage::Whole);
         }
     }
@@ -276,7 +300,13 @@ impl State {
         watched.is_some_and(|watched| watched.key == *key)
     }
 
-    fn watch(&mut self, key: Key, kind: FileKind, fd: BorrowedFd<'_>, most: usize) -> SysResult<()> {
+    fn watch(
+        &mut self,
+        key: Key,
+        kind: FileKind,
+        fd: BorrowedFd<'_>,
+        most: usize,
+    ) -> SysResult<()> {
         let marked = match self.watched.len() < most {
             true => self.notices.mark(fd, kind == FileKind::Directory),
             false => Err(Errno(libc::ENOSPC)),
