@@ -141,6 +141,10 @@ async fn own_changes_do_not_come_back_and_others_hear_of_them() {
     for exclusive in [false, true] {
         let [own, others] = modes_heard(&World::new(exclusive)).await;
         assert_eq!(own, [], "neither by the call, nor by the kernel");
+        let is_mode = |change: &Change| match change {
+            Change::Attributes(_, Some(attr)) => attr.mode == 0o600,
+            _ => false,
+        };
         assert!(!others.is_empty() && others.iter().all(is_mode), "{others:?}");
     }
 }

@@ -76,7 +76,7 @@ struct State {
     /// The watches of directories, and of files with several links.
     by_id: HashMap<Id, Watch>,
     /// Where other files are: the directory whose watch tells of them, and their name there.
-    places: HashMap<Id, (Watch, Box<[u8]>)>,
+    places: HashMap<Id, Place>,
     /// Whether a file system, by its device number, is one of [`LOCAL`].
     local: HashMap<u64, bool>,
     full: bool,
@@ -86,6 +86,20 @@ struct State {
 
 /// The number of a watch.
 type Watch = u64;
+
+#[derive(Debug)]
+struct Place {
+    watch: Watch,
+    name: Box<[u8]>,
+    /// It had no other name when it was seen here.
+    alone: bool,
+}
+
+impl Place {
+    fn is(&self, watch: Watch, name: &[u8]) -> bool {
+        self.watch == watch && *self.name == *name
+    }
+}
 
 #[derive(Debug)]
 struct Watched {
@@ -188,23 +202,33 @@ impl Watches {
     /// Has a directory watched, or a file with several links: to be called before the attributes are
     /// read that are given. Returns whether changes will be told.
     pub(super) fn watch(&self, key: Key, kind: FileKind, fd: BorrowedFd<'_>) -> bool {
-        let mut state = self.state.lock();
-        let Some(state) = state.as_mut() else { return false };
+        let mut guard = self.state.lock();
+        let Some(state) = guard.as_mut() else { return false };
         if state.has_watch(&key) {
             return true;
         }
-        state.is_local(fd) && state.watch(key, kind, fd, self.most).is_ok()
+        let watched = state.is_local(fd) && state.watch(key, kind, fd, self.most).is_ok();
+        let linked = kind != FileKind::Directory
+            && state.places.get_mut(&key.id).is_some_and(|place| std::mem::take(&mut place.alone));
+        drop(guard);
+        if linked {
+            // By its other name, which was made since, it may have been changed unseen.
+            self.ears.changed(&Change::File(key.encode(), None));
+        }
+        watched
     }
 
-    /// Notes an entry of a directory that is watched. Returns whether changes of it will be told.
-    pub(super) fn place(&self, key: Key, dir: Id, name: &[u8]) -> bool {
+    /// Notes an entry of a directory that is watched, which has so many links. Returns whether changes of
+    /// it will be told.
+    pub(super) fn place(&self, key: Key, dir: Id, name: &[u8], links: u64) -> bool {
         let mut state = self.state.lock();
         let Some(state) = state.as_mut() else { return false };
         let Some(watch) = state.by_id.get(&dir).copied() else { return false };
         let known = state.places.get(&key.id);
-        if known.is_some_and(|(at, known)| *at == watch && **known == *name) {
+        if known.is_some_and(|place| place.is(watch, name)) {
             return true;
         }
+        let alone = links == 1 || known.is_some_and(|place| place.alone);
         if state.places.len() >= PLACES_MAX {
             state.places.clear();
             state.watched.values_mut().for_each(|watched| watched.entries.clear());
@@ -212,7 +236,7 @@ impl Watches {
         }
         let Some(watched) = state.watched.get_mut(&watch) else { return false };
         watched.entries.insert(name.into(), key);
-        state.places.insert(key.id, (watch, name.into()));
+        state.places.insert(key.id, Place { watch, name: name.into(), alone });
         true
     }
 
@@ -232,7 +256,7 @@ impl Watches {
             }
         };
         if let (Some(key), Some((dir, name))) = (left, to)
-            && !self.place(key, dir, name)
+            && !self.place(key, dir, name, 1)
         {
             self.leave_uncovered(&key);
         }
@@ -336,8 +360,7 @@ impl State {
     }
 
     fn lose_place(&mut self, key: &Key, watch: Watch, name: &[u8]) {
-        let is_there = |(at, of): &(Watch, Box<[u8]>)| *at == watch && **of == *name;
-        if self.places.get(&key.id).is_some_and(is_there) {
+        if self.places.get(&key.id).is_some_and(|place| place.is(watch, name)) {
             self.places.remove(&key.id);
         }
     }
