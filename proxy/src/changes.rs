@@ -13,8 +13,8 @@ mod attentive;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, Hash, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -38,8 +38,9 @@ const PENDING_MAX: usize = 8 * 1024;
 const CLIENTS_MAX: usize = 1024;
 /// A client that has not asked for this long is gone.
 const CLIENT_LIFE: Duration = Duration::from_secs(120);
-/// The last changes, which a call that is just being answered may have missed.
-const RECENT_MAX: usize = 1024;
+/// The last changes, which a call that is just being answered may have missed: as many as are made while
+/// a disk takes its time for a COMMIT.
+const RECENT_MAX: usize = 16 * 1024;
 /// At least this long between two answers, so that a file that is being written is told of some
 /// hundred times a second at most.
 const ANSWER_INTERVAL: Duration = Duration::from_millis(5);
@@ -76,11 +77,18 @@ pub struct Hub {
     begun: AtomicBool,
     /// The number of the last change.
     newest: AtomicU64,
-    recent: Mutex<VecDeque<(u64, Item)>>,
+    recent: Mutex<VecDeque<Recent>>,
     /// Why not all changes are told; empty: all are.
     reason: RwLock<String>,
     clients: RwLock<HashMap<ClientId, Arc<Client>>>,
     hasher: RandomState,
+}
+
+/// A change that was told, and whose it was, if a client's.
+struct Recent {
+    number: u64,
+    item: Item,
+    by: Weak<Client>,
 }
 
 /// A client that is told of changes.
@@ -180,13 +188,17 @@ impl Hub {
 
     /// Tells all clients but the one whose change it is.
     fn tell(&self, item: &Item, by: Option<&Arc<Client>>) {
+        if !self.has_others(by) {
+            return;
+        }
         {
             let mut recent = self.recent.lock();
             let number = self.newest.fetch_add(1, Ordering::SeqCst) + 1;
             if recent.len() >= RECENT_MAX {
                 recent.pop_front();
             }
-            recent.push_back((number, item.clone()));
+            let by = by.map(Arc::downgrade).unwrap_or_default();
+            recent.push_back(Recent { number, item: item.clone(), by });
         }
         let subject = self.hash(item.subject());
         for client in self.clients.read().values() {
@@ -215,14 +227,14 @@ impl Hub {
             return;
         }
         let recent = self.recent.lock();
-        let missed = recent.front().is_none_or(|(first, _)| *first > since + 1);
+        let missed = recent.front().is_none_or(|first| first.number > since + 1);
         let before = state.pending.len();
         if missed {
             state.add(Item::File(*file));
             state.add(Item::Names(*file));
         }
-        for (_, item) in recent.iter().rev().take_while(|(number, _)| *number > since) {
-            if item.subject() == file {
+        for Recent { item, by, .. } in recent.iter().rev().take_while(|it| it.number > since) {
+            if item.subject() == file && !std::ptr::eq(by.as_ptr(), client) {
                 state.add(item.clone());
             }
         }

@@ -179,19 +179,21 @@ impl Core {
 
     /// A change of a file was told.
     fn mark(&self, file: &FileHandle, forget: bool) {
-        let node = self.known(file);
-        // The node first: whoever has its lock reads the index.
-        let mut state = node.as_ref().map(|node| node.state.lock());
-        let clock = self.tick();
-        if let Some(state) = &mut state {
+        let note = |clock| {
+            self.index.update(file, |known| {
+                (known.changed_at, known.told_at) = (clock, clock);
+                if forget {
+                    known.attr = None;
+                }
+            });
+        };
+        if let Some(node) = self.known_or(file, || note(self.tick())) {
+            // The node first: whoever has its lock reads the index.
+            let mut state = node.state.lock();
+            let clock = self.tick();
             (state.changed_at, state.told_at) = (clock, clock);
+            note(clock);
         }
-        self.index.update(file, |known| {
-            (known.changed_at, known.told_at) = (clock, clock);
-            if forget {
-                known.attr = None;
-            }
-        });
     }
 
     /// Others have changed a file's data, or may have: what is kept of it goes, whatever its attributes
@@ -214,11 +216,13 @@ impl Core {
 
     fn drop_data(&self, file: &FileHandle, told: Option<&Attr>) {
         self.buffer.invalidate(file);
-        let Some(node) = self.known(file) else {
+        let renew = || {
             if self.index.node(file).is_some_and(|known| known.base.is_some()) {
                 add(&self.counters.changed, 1);
                 self.index.update(file, |known| known.renew_key(None));
             }
+        };
+        let Some(node) = self.known_or(file, renew) else {
             return self.coherence.tell(&Change::File(*file, None));
         };
         let lazy = self.treatment(&node).is_lazy();

@@ -223,6 +223,14 @@ async fn what_changes_while_an_answer_is_made_is_told() {
     world.hub.give(&client, &other, since);
     let told = world.hear(ONE, &mut one).await;
     assert!(told.contains(&Change::Names(other)), "{told:?}");
+    // What it has changed itself meanwhile is not told.
+    let two = world.ask(TWO, 0, 0, 0).await;
+    assert_eq!(two.number, 1);
+    let since = world.hub.now();
+    world.hub.tell(&Item::Uncovered(file), Some(&client));
+    world.hub.give(&client, &file, since);
+    one = world.ask(ONE, one.period, one.number, 50).await;
+    assert!(one.told.0.is_empty(), "{:?}", one.told);
 }
 
 #[tokio::test(flavor = "multi_thread")]

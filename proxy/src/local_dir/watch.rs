@@ -230,8 +230,7 @@ impl Watches {
         }
         let alone = links == 1 || known.is_some_and(|place| place.alone);
         if state.places.len() >= PLACES_MAX {
-            state.places.clear();
-            state.watched.values_mut().for_each(|watched| watched.entries.clear());
+            state.forget_places();
             self.lose();
         }
         let Some(watched) = state.watched.get_mut(&watch) else { return false };
@@ -286,6 +285,7 @@ impl Watches {
             for notice in notices {
                 if notice.is_overflow() {
                     log::warn!("changes came faster than they could be read");
+                    state.forget_places();
                     lost = true;
                 } else {
                     if !notice.own {
@@ -350,6 +350,12 @@ impl State {
         self.by_object.insert(object.clone(), self.last);
         self.watched.insert(self.last, Watched { key, object, entries: HashMap::new() });
         Ok(())
+    }
+
+    /// Forgets where files are: they are found again when they are asked for.
+    fn forget_places(&mut self) {
+        self.places.clear();
+        self.watched.values_mut().for_each(|watched| watched.entries.clear());
     }
 
     /// Forgets an entry of a directory.
