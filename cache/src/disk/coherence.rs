@@ -281,7 +281,8 @@ impl Core {
         };
         let lazy = self.treatment(&node).is_lazy();
         let state = node.state.lock();
-        if !lazy && !(state.dirty.is_empty() && state.settled) {
+        let quiet = state.dirty.is_empty() && state.settled;
+        if !lazy && !quiet {
             // What is told may be from before our last WRITE. An answer is not.
             return None;
         }
