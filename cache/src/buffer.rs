@@ -23,7 +23,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use bytes::Bytes;
 use gridvfs_vfs::{
-    Access, AccessGranted, Allocation, Attr, Caller, Committed, CreateHow, Created, DirPage, Entry,
+    Access, AccessGranted, Allocation, Caller, Committed, CreateHow, Created, DirPage, Entry,
     Error, Fetched, FileHandle, FsInfo, FsStat, Linked, Listener, NodeKind, PathConf, ReadData,
     Result, SeekWhence, SetAttr, Stability, Status, Time, Verifier, Vfs, Wcc, WccAttr, Written,
 };
@@ -105,23 +105,6 @@ impl BufferLayer {
     /// Returns what the server said last that a file's data is like, which its answers to WRITEs do.
     pub fn signature(&self, file: &FileHandle) -> Option<WccAttr> {
         self.shared.known(file)?.state.lock().reading.known
-    }
-
-    /// The clock before a question is sent whose answer is told by [`BufferLayer::told`].
-    pub(crate) fn asking(&self) -> Asked {
-        self.shared.ask()
-    }
-
-    /// Takes attributes that have come in another way than by a call through this layer.
-    pub(crate) fn told(&self, file: &FileHandle, attr: &Attr, asked: Asked) {
-        self.shared.settle(file, &mut { *attr }, asked);
-    }
-
-    /// Says, once, whether somebody has changed a file's data since our last change, as far as the
-    /// server tells what our changes leave.
-    pub(crate) fn take_overwritten(&self, file: &FileHandle) -> bool {
-        let known = self.shared.known(file);
-        known.is_some_and(|file| std::mem::take(&mut file.state.lock().reading.overwritten))
     }
 
     /// Reads what a program has not asked for, but may next.

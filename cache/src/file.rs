@@ -82,10 +82,6 @@ pub(crate) struct Reading {
     pub own_size: u64,
     /// When held data was last let go.
     pub released_at: u64,
-    /// What the server said that our last change has left; `None` if it did not.
-    pub own: Option<WccAttr>,
-    /// The file was seen to be other than that, with nothing of ours under way.
-    pub overwritten: bool,
 }
 
 impl Reading {
@@ -157,8 +153,6 @@ impl File {
             resized_at: 0,
             own_size: 0,
             released_at: 0,
-            own: None,
-            overwritten: false,
         };
         Self {
             handle,
@@ -168,11 +162,6 @@ impl File {
             turn: tokio::sync::Mutex::new(()),
         }
     }
-}
-
-/// Says whether two signatures are of the same data.
-fn same_data(a: &WccAttr, b: &WccAttr) -> bool {
-    a.mtime == b.mtime && a.size == b.size
 }
 
 impl State {
@@ -215,9 +204,6 @@ impl State {
                 reading.units = kept;
                 taken.dropped = dropped.into_values().collect();
             }
-            if reading.own.take_if(|own| !same_data(own, &signature)).is_some() {
-                reading.overwritten = true;
-            }
             reading.known = Some(signature);
             reading.confirmed = reading.confirmed.max(Some(asked));
             reading.own_size = attr.size;
@@ -230,15 +216,7 @@ impl State {
     /// Takes note of the attributes that a change by our own call left.
     pub fn take_own_attr(&mut self, attr: &mut Attr, clock: u64, asked: Instant) {
         self.reading.known = Some(WccAttr::from(&*attr));
-        self.note_own(attr);
         self.take_attr(attr, clock, asked);
-    }
-
-    /// Notes what the answer to a change of ours says that it has left. Answers come in any order.
-    pub fn note_own(&mut self, attr: &Attr) {
-        if self.reading.own.is_none_or(|own| attr.ctime >= own.ctime) {
-            self.reading.own = Some(attr.into());
-        }
     }
 
     /// Notes that a WRITE of ours was answered.

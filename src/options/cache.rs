@@ -146,7 +146,7 @@ impl Default for CacheOptions {
             share: false,
             passthrough: true,
             kernel_writeback: true,
-            coherence: false,
+            coherence: true,
             changes: Changes::default(),
             read_only: false,
         }

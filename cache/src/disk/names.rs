@@ -172,9 +172,10 @@ impl Core {
             state.changed_at = self.tick();
             let after = WccAttr::from(&*attr);
             self.cut(&node, &mut state, attr.size, Some(&after))?;
-            state.base = Some(after);
-            state.settled = true;
-            node.set_size(Some(attr.size));
+            let current = state.told_at <= asked;
+            self.take_own_base(&mut state, attr);
+            state.settled = current;
+            node.set_size(current.then_some(attr.size));
             let (base, written) = (state.base, self.period());
             self.index.update(&handle, |known| {
                 known.base = base;
