@@ -12,7 +12,7 @@ use gridvfs_vfs::{
 use tokio::task::JoinSet;
 
 use super::Arrival;
-use super::ranges::calls;
+use super::ranges::{calls, join_closest};
 use crate::counters::add;
 
 /// The block that the disk cache keeps data by, and zeros are told by, in bytes.
@@ -48,6 +48,7 @@ impl Arrival {
             found.await.map_err(|_| Error::Interrupted)?;
             missing = self.missing_of(chunks);
         }
+        join_closest(&mut missing, FETCH_RANGES_MAX);
         let block = self.facts.block_bytes();
         for ranges in calls(&missing, block, FETCH_RANGES_MAX, FETCH_BYTES_MAX as u64) {
             let fetched = match self.fetch(caller, &ranges).await {
