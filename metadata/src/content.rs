@@ -86,7 +86,9 @@ impl ContentIndex {
         }
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         let path = self.dir.join(format!("{:016x}", key.0));
-        let file = fs::File::options().write(true).create(true).mode(0o600).open(path)?;
+        let mut options = fs::File::options();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(path)?;
         // Written over: a place is but a hint, and half a list is one, too.
         let mut head = MAGIC.to_vec();
         head.extend(u64::from(block_bytes).to_le_bytes());
@@ -127,7 +129,8 @@ impl ContentIndex {
                         let _ = fs::remove_file(&path);
                     } else {
                         let (list, _) = bytes[16..].as_chunks();
-                        let is_known = |(_, hash): &(u64, [u8; HASH_BYTES])| hash != &[0; HASH_BYTES];
+                        let is_known =
+                            |(_, hash): &(u64, [u8; HASH_BYTES])| hash != &[0; HASH_BYTES];
                         let hashes = (0..).zip(list.iter().copied()).filter(is_known);
                         table.take(key, block_bytes, &hashes.collect::<Vec<_>>());
                     }
@@ -171,12 +174,7 @@ impl ContentIndex {
 
 impl Table {
     /// Takes hashes of a version. Returns whether any of them are new.
-    fn take(
-        &mut self,
-        key: FileKey,
-        block_bytes: u32,
-        hashes: &[(u64, [u8; HASH_BYTES])],
-    ) -> bool {
+    fn take(&mut self, key: FileKey, block_bytes: u32, hashes: &[(u64, [u8; HASH_BYTES])]) -> bool {
         let known = self.lists.iter().position(|list| list.key == key);
         let number = known.unwrap_or(self.lists.len());
         if known.is_none() {

@@ -304,12 +304,7 @@ impl Arrival {
         }
     }
 
-    async fn take_piece(
-        &self,
-        caller: &Caller,
-        offset: u64,
-        data: Vec<u8>,
-    ) -> Result<(), String> {
+    async fn take_piece(&self, caller: &Caller, offset: u64, data: Vec<u8>) -> Result<(), String> {
         let hashes = self.bring_hashes(caller, &[(offset, offset + data.len() as u64)]);
         super::flight::wait(hashes).await.map_err(|error| error.to_string())?;
         let arrival = self.this.upgrade().ok_or("the session ends")?;

@@ -47,11 +47,7 @@ type Departure = (Vec<u64>, Arc<Flight>);
 impl Flights {
     /// Returns the flights of all `numbers`, and those of them that are new: at most `per_flight`
     /// numbers in each.
-    pub fn board(
-        &self,
-        numbers: &[u64],
-        per_flight: usize,
-    ) -> (Vec<Arc<Flight>>, Vec<Departure>) {
+    pub fn board(&self, numbers: &[u64], per_flight: usize) -> (Vec<Arc<Flight>>, Vec<Departure>) {
         let mut flights = self.0.lock();
         let mut all = Vec::new();
         let mut new: Vec<Departure> = Vec::new();

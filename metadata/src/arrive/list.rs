@@ -46,7 +46,8 @@ impl HashList {
 impl Arrival {
     /// Has the hashes of ranges fetched that are not here. Returns the flights to wait for.
     pub(super) fn bring_hashes(&self, caller: &Caller, ranges: &[(u64, u64)]) -> Vec<Arc<Flight>> {
-        let Some((list, file)) = self.facts.hashes().and_then(|list| Some((list, list.file.clone()?)))
+        let Some((list, file)) =
+            self.facts.hashes().and_then(|list| Some((list, list.file.clone()?)))
         else {
             return Vec::new();
         };
@@ -107,20 +108,23 @@ impl Arrival {
     /// Others may find in the cache what arrives here, as far as its hashes are known.
     pub(super) fn note_hashes(&self) {
         match self.facts.hashes() {
-            Some(list) if !list.is_in_pieces() => self.note(vec![0..list.pieces.blocks()]),
+            Some(list) if !list.is_in_pieces() => {
+                self.note(std::iter::once(0..list.pieces.blocks()));
+            }
             _ => {}
         }
     }
 
     fn note_pieces(&self, pieces: Vec<u64>) {
         let Some(list) = self.facts.hashes() else { return };
-        self.note(pieces.iter().map(|piece| list.pieces.blocks_of(*piece as usize)).collect());
+        self.note(pieces.iter().map(|piece| list.pieces.blocks_of(*piece as usize)));
     }
 
-    fn note(&self, blocks: Vec<Range<u64>>) {
+    fn note(&self, blocks: impl Iterator<Item = Range<u64>>) {
         let (Some(arrival), Some(content)) = (self.this.upgrade(), self.content.clone()) else {
             return;
         };
+        let blocks: Vec<_> = blocks.collect();
         self.runtime.spawn_blocking(move || {
             let Some(list) = arrival.facts.hashes() else { return };
             let hashes = blocks.into_iter().flat_map(|blocks| list.of(blocks));

@@ -47,8 +47,7 @@ impl Entry {
 
 impl Outline {
     /// Bytes that header and table have at most.
-    pub const BYTES_MAX: usize =
-        HEADER_BYTES + CHECKSUM_BYTES + PARTS_MAX as usize * ENTRY_BYTES;
+    pub const BYTES_MAX: usize = HEADER_BYTES + CHECKSUM_BYTES + PARTS_MAX as usize * ENTRY_BYTES;
 
     /// Reads them from the first bytes of a metadata file of `file_bytes`.
     pub fn read(bytes: &[u8], file_bytes: u64) -> Result<Self, FormatError> {

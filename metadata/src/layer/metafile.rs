@@ -226,9 +226,11 @@ impl MetaFile {
         };
         let asked: Vec<(u64, u32)> = ranges.iter().map(whole_blocks).collect();
         let first = asked.iter().map(|range| range.0).min().unwrap_or(0);
-        let expected = self.disk.as_ref().zip(self.version).and_then(|(disk, version)| {
-            disk.expect(&self.file, version.key, first, size)
-        });
+        let expected = self
+            .disk
+            .as_ref()
+            .zip(self.version)
+            .and_then(|(disk, version)| disk.expect(&self.file, version.key, first, size));
         // Hashes cannot be compressed, and the rest is small.
         let fetched = self.source.fetch(caller, &self.file, &asked, 0).await?;
         if (fetched.attr.size, fetched.attr.mtime) != (size, self.attr.mtime) {
