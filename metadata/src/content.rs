@@ -101,11 +101,12 @@ impl ContentIndex {
         Ok(())
     }
 
-    /// Says whether it knows of what the cache holds of other versions. Blocks the calling thread.
-    pub fn has_others(&self, disk: &DiskCache, than: FileKey) -> bool {
+    /// Says whether it knows anything of other versions by blocks of that size. Blocks the calling
+    /// thread.
+    pub fn has_others(&self, disk: &DiskCache, than: FileKey, block_bytes: u32) -> bool {
         let mut table = self.table.lock();
         self.read(disk, &mut table);
-        table.lists.iter().any(|list| list.key != than)
+        table.lists.iter().any(|list| list.key != than && list.block_bytes == block_bytes)
     }
 
     /// Reads the lists of earlier sessions; those of versions that the cache has nothing of go.

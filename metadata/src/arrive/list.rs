@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use gridvfs_vfs::{Caller, Error, Result, Status};
+use gridvfs_vfs::{Caller, Error, FETCH_RANGES_MAX, Result, Status};
 
 use super::Arrival;
 use super::flight::{self, Flight, Flights};
@@ -11,8 +11,8 @@ use super::take::outdated;
 use crate::format::{HASH_BYTES, HashPieces};
 use crate::layer::MetaFile;
 
-/// Pieces that one call brings at most: 1 MiB.
-const PIECES_MAX: usize = 64;
+/// What one call brings at most, in bytes, if a piece is no more.
+const CALL_BYTES: u64 = 1 << 20;
 
 /// See the module's description.
 pub(crate) struct HashList {
@@ -58,7 +58,8 @@ impl Arrival {
         let mut pieces: Vec<u64> = pieces.map(|piece| piece as u64).collect();
         pieces.sort_unstable();
         pieces.dedup();
-        let (all, new) = list.flights.board(&pieces, PIECES_MAX);
+        let per_call = (CALL_BYTES / list.pieces.piece_bytes()) as usize;
+        let (all, new) = list.flights.board(&pieces, per_call.clamp(1, FETCH_RANGES_MAX));
         for (pieces, flight) in new {
             let Some(arrival) = self.this.upgrade() else { break };
             let (caller, file) = (caller.clone(), file.clone());
@@ -137,8 +138,8 @@ impl Arrival {
         });
     }
 
-    /// Before bulk: waits for the hashes of ranges if the cache may hold what they say. If it holds
-    /// nothing of other files, bulk need not wait.
+    /// Before bulk: waits for the hashes of ranges if the cache may hold what they say. If it knows
+    /// nothing of other files, the data need not wait.
     pub(super) async fn hashes_for_bulk(
         &self,
         caller: &Caller,
@@ -151,7 +152,8 @@ impl Arrival {
             return Ok(());
         };
         let others = tokio::task::spawn_blocking(move || {
-            content.has_others(&arrival.disk, arrival.version.key)
+            let block_bytes = arrival.facts.block_bytes() as u32;
+            content.has_others(&arrival.disk, arrival.version.key, block_bytes)
         });
         match others.await {
             Ok(true) => flight::wait(hashes).await,

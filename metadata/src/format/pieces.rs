@@ -14,7 +14,7 @@ use super::{FormatError, HASH_BYTES, Hashes, ZeroMap};
 /// Hashes of a piece: 16 KiB, which say what 4 MiB of a file hold. Smaller ones would have a checksum
 /// for hardly more than the file's own; larger ones bring more than a random reader has a use for.
 pub const PIECE_HASHES: u64 = 512;
-/// Hashes of a piece in files of others, at most: a piece is read by one call.
+/// Hashes of a piece at most: one call brings it.
 const PIECE_HASHES_MAX: u64 = 16 * 1024;
 const SUM_BYTES: usize = 32;
 
@@ -98,6 +98,11 @@ impl HashPieces {
     /// Says whether a piece is here.
     pub fn is_here(&self, piece: usize) -> bool {
         self.pieces.get(piece).is_some_and(|piece| piece.get().is_some())
+    }
+
+    /// Returns the bytes of a piece that is not the last.
+    pub fn piece_bytes(&self) -> u64 {
+        self.piece_hashes * HASH_BYTES as u64
     }
 
     /// Returns where in the metadata file a piece is, from its first byte to behind its last.

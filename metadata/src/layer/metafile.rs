@@ -7,7 +7,9 @@ use std::sync::atomic::Ordering;
 use bytes::{Bytes, BytesMut};
 use gridvfs_cache::DiskCache;
 use gridvfs_cache::disk::Version;
-use gridvfs_vfs::{Attr, Caller, Error, FileHandle, FileKind, Result, Status, Vfs};
+use gridvfs_vfs::{
+    Attr, Caller, Error, FETCH_RANGES_MAX, FetchedRange, FileHandle, FileKind, Result, Status, Vfs,
+};
 use tokio::runtime::Handle;
 
 use super::Core;
@@ -24,6 +26,8 @@ const PIECE_BYTES: u64 = 1 << 20;
 /// What is read of the start and of the end of a larger one, in bytes. What is not hashes is there,
 /// mostly: the zero map of a disk of some GB at the start, the checksums of 1,000 pieces at the end.
 const EDGE_BYTES: u64 = 32 << 10;
+/// What is read besides is so much at most: more is no metadata file that has pieces for a reason.
+const MORE_BYTES_MAX: u64 = 3 << 20;
 /// The disk cache keeps data by blocks of so many bytes.
 const BLOCK_BYTES: u64 = 4096;
 
@@ -156,14 +160,18 @@ impl MetaFile {
     }
 
     /// Reads what it says but for the hashes, in one round trip if that is where it is expected;
-    /// `None` if its hashes are in one piece.
+    /// `None` if it has to be read as a whole.
     async fn read_outline(
         &self,
         caller: &Caller,
     ) -> Result<Option<Result<(Metadata, HashPieces), FormatError>>> {
         let size = self.attr.size;
         let mut ranges = vec![0..EDGE_BYTES.min(size), size.saturating_sub(EDGE_BYTES)..size];
-        let mut held = self.read(caller, &ranges).await?;
+        let mut held = match self.read(caller, &ranges).await {
+            // It is not what it was a moment ago: as a whole, it is what it is.
+            Err(Error::Status(_)) => return Ok(None),
+            read => read?,
+        };
         let outline = match Outline::read(&held[0], size) {
             Ok(outline) => outline,
             Err(error) => return Ok(Some(Err(error))),
@@ -175,6 +183,11 @@ impl MetaFile {
             .into_iter()
             .filter(|part| !ranges.iter().any(|held| is_within(part, held)))
             .collect();
+        let more_bytes: u64 = more.iter().map(|part| part.end - part.start).sum();
+        let odd = more.len() > FETCH_RANGES_MAX || more.iter().any(Range::is_empty);
+        if odd || more_bytes > MORE_BYTES_MAX {
+            return Ok(None);
+        }
         if !more.is_empty() {
             held.extend(self.read(caller, &more).await?);
             ranges.extend(more);
@@ -186,8 +199,8 @@ impl MetaFile {
         Ok(Some(outline.decode(part)))
     }
 
-    /// Reads ranges, few enough for one call. What is not at hand comes by a FETCH: a READ through
-    /// the layers below would have them read ahead.
+    /// Reads ranges, in the file's order, and few enough for one call. What is not at hand comes by a
+    /// FETCH: a READ through the layers below would have them read ahead.
     ///
     /// # Errors
     /// Those of the calls; `JUKEBOX` if the file is not what it was when it was found.
@@ -203,9 +216,16 @@ impl MetaFile {
                 result => return result,
             }
         }
+        let under_way: Vec<_> = ranges
+            .iter()
+            .map(|range| {
+                let (this, caller, range) = (self.clone(), caller.clone(), range.clone());
+                self.runtime.spawn(async move { this.read_below(&caller, &range).await })
+            })
+            .collect();
         let mut read = Vec::new();
-        for range in ranges {
-            read.push(self.read_below(caller, range).await?);
+        for range in under_way {
+            read.push(range.await.unwrap_or(Err(Error::Interrupted))?);
         }
         Ok(read)
     }
@@ -220,12 +240,8 @@ impl MetaFile {
 
     async fn fetch(&self, caller: &Caller, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
         let size = self.attr.size;
-        let whole_blocks = |range: &Range<u64>| {
-            let start = range.start / BLOCK_BYTES * BLOCK_BYTES;
-            (start, (range.end.next_multiple_of(BLOCK_BYTES).min(size) - start) as u32)
-        };
-        let asked: Vec<(u64, u32)> = ranges.iter().map(whole_blocks).collect();
-        let first = asked.iter().map(|range| range.0).min().unwrap_or(0);
+        let asked = whole_blocks(ranges, size);
+        let first = asked.first().map_or(0, |range| range.0);
         let expected = self
             .disk
             .as_ref()
@@ -236,26 +252,23 @@ impl MetaFile {
         if (fetched.attr.size, fetched.attr.mtime) != (size, self.attr.mtime) {
             return Err(Status::JUKEBOX.into());
         }
-        let mut found = Vec::new();
-        for (range, fetched) in ranges.iter().zip(&fetched.ranges) {
-            let mut data = BytesMut::zeroed(fetched.length as usize);
-            for run in fetched.runs() {
-                let at = (run.offset - fetched.offset) as usize;
-                if let Some(bytes) = run.data {
-                    data[at..at + bytes.len()].copy_from_slice(&bytes);
-                }
-            }
+        let mut came = Vec::new();
+        for range in fetched.ranges.iter().filter(|range| range.is_sound()) {
+            let data = bytes_of(range);
             if let Some(expected) = &expected
-                && let Err(error) = expected.put(fetched.offset, &data)
+                && let Err(error) = expected.put(range.offset, &data)
             {
                 log::debug!("not stored: {error}");
             }
-            let from = (range.start - fetched.offset) as usize;
-            let to = (range.end - fetched.offset) as usize;
-            let part = data.freeze();
-            found.push(if to <= part.len() { part.slice(from..to) } else { Bytes::new() });
+            came.push((range.offset, data));
         }
-        Ok(found)
+        let part = |range: &Range<u64>| {
+            let (at, data) = came.iter().rfind(|(at, _)| *at <= range.start)?;
+            let (from, to) = ((range.start - at) as usize, (range.end - at) as usize);
+            (to <= data.len()).then(|| data.slice(from..to))
+        };
+        let parts: Option<Vec<Bytes>> = ranges.iter().map(part).collect();
+        parts.ok_or_else(|| Error::Protocol("less came than was asked for".into()))
     }
 
     async fn read_below(&self, caller: &Caller, range: &Range<u64>) -> Result<Bytes> {
@@ -271,4 +284,32 @@ impl MetaFile {
         }
         Ok(all.freeze())
     }
+}
+
+/// Ranges, in the file's order, in whole blocks; those that touch are one.
+fn whole_blocks(ranges: &[Range<u64>], size: u64) -> Vec<(u64, u32)> {
+    let mut whole: Vec<(u64, u32)> = Vec::new();
+    for range in ranges {
+        let start = range.start / BLOCK_BYTES * BLOCK_BYTES;
+        let end = range.end.next_multiple_of(BLOCK_BYTES).min(size);
+        match whole.last_mut() {
+            Some((first, length)) if start <= *first + u64::from(*length) => {
+                *length = (*length).max((end - *first) as u32);
+            }
+            _ => whole.push((start, (end - start) as u32)),
+        }
+    }
+    whole
+}
+
+/// What came, with its zeros.
+fn bytes_of(range: &FetchedRange) -> Bytes {
+    let mut data = BytesMut::zeroed(range.length as usize);
+    for run in range.runs() {
+        let at = (run.offset - range.offset) as usize;
+        if let Some(bytes) = run.data {
+            data[at..at + bytes.len()].copy_from_slice(&bytes);
+        }
+    }
+    data.freeze()
 }
