@@ -425,11 +425,12 @@ impl Hub {
         vfs: &dyn Vfs,
         caller: &Caller,
     ) -> Option<Attr> {
-        let attr = vfs.getattr(caller, file).await.ok();
-        if attr.is_none() {
-            client.state.lock().given.remove(&self.hash(file));
-        }
-        attr
+        let since = self.now();
+        // Before: the answer to a call of the client's may give it again meanwhile.
+        client.state.lock().given.remove(&self.hash(file));
+        let attr = vfs.getattr(caller, file).await.ok()?;
+        self.give(client, file, since);
+        Some(attr)
     }
 
     /// A handle of the source's as clients know it.

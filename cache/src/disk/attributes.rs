@@ -152,7 +152,7 @@ impl Core {
         self.index.update(handle, |known| {
             known.base = base;
             // An answer from before a change of ours tells what is no more.
-            if state.changed_at <= asked {
+            if state.changed_at.max(known.changed_at) <= asked {
                 self.note_attr(known, &shown, asked);
             }
         });

@@ -190,7 +190,8 @@ impl Core {
     }
 
     /// Returns the file of a name that is about to go. It has to be known if any file has unsent
-    /// data: it may be this one.
+    /// data: it may be this one. So it has if attributes are believed: this change of its own nobody
+    /// tells us of.
     async fn file_of_name(
         &self,
         caller: &Caller,
@@ -199,7 +200,7 @@ impl Core {
     ) -> Result<Option<FileHandle>> {
         match self.index.lookup(dir, name) {
             Name::Here(handle) => Ok(Some(handle)),
-            Name::Unknown if self.dirty_bytes() > 0 => {
+            Name::Unknown if self.dirty_bytes() > 0 || self.coherence.is_on() => {
                 match self.buffer.lookup(caller, dir, name).await {
                     Ok(entry) => Ok(Some(entry.handle)),
                     // What is wrong with it the change itself will say.
@@ -364,10 +365,13 @@ impl Core {
             self.index.forget_name(dir, name);
         })?;
         match &mut linked.attr {
-            Some(attr) => self.observe(file, attr, asked),
-            None => {
-                self.note_own(file, None, 0);
+            Some(attr) => {
+                self.observe(file, attr, asked);
+                // What was asked before does not know of the link.
+                let clock = self.tick();
+                self.index.update(file, |known| known.changed_at = clock);
             }
+            None => self.note_own(file, None, 0),
         }
         self.index.created(dir, name, file);
         self.after(dir, &linked.dir_wcc, asked);

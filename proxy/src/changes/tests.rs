@@ -184,6 +184,34 @@ async fn a_change_that_leaves_the_same_attributes_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_write_by_a_name_that_is_gone_is_told() {
+    let world = World::new(false);
+    let shell = |script: &str| {
+        let mut shell = std::process::Command::new("sh");
+        shell
+            .args(["-c", script])
+            .current_dir(world.folder.path())
+            .stdin(std::process::Stdio::piped());
+        shell.spawn().expect("runs")
+    };
+    write(world.path("old"), "a");
+    let begun = world.ask(ONE, 0, 0, 0).await;
+    let mut last = world.ask(ONE, begun.period, begun.number, 0).await;
+    // A program holds the file open by its first name, which goes; then it writes.
+    let mut program =
+        shell("exec 3>>old; ln old new; rm old; : >ready; read go || true; echo more >&3");
+    while !world.path("ready").exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let file = world.find(ONE, "new").await;
+    last = world.ask(ONE, last.period, last.number, 100).await;
+    drop(program.stdin.take());
+    assert!(program.wait().expect("ends").success());
+    let is_told = |change: &Change| matches!(change, Change::File(of, _) if *of == file);
+    while !world.hear(ONE, &mut last).await.iter().any(is_told) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn too_much_is_told_as_all() {
     let world = World::new(false);
     let mut one = world.ask(ONE, 0, 0, 0).await;

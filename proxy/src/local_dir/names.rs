@@ -156,7 +156,7 @@ impl LocalDir {
     fn name_is_gone(&self, pinned: &impl AsFd, dir: &Node, name: &CStr) {
         let Ok(stat) = sys::fstat(pinned.as_fd()) else { return };
         let Ok(id) = self.devices.id(pinned.as_fd(), &stat) else { return };
-        self.watches.left(&id, dir.key.id, name.to_bytes(), None);
+        self.watches.left((&id, pinned.as_fd()), dir.key.id, name.to_bytes(), None);
         if stat.st_nlink == 0 {
             self.nodes.remove(&id);
             self.table.remove(&id);
@@ -231,7 +231,8 @@ impl LocalDir {
         self.table.note(moved_id, to.0.key.id, to.1.to_bytes());
         self.table.drop_location(&moved_id, &from.0.key.id, from.1.to_bytes());
         let to = (to.0.key.id, to.1.to_bytes());
-        self.watches.left(&moved_id, from.0.key.id, from.1.to_bytes(), Some(to));
+        let file = (&moved_id, moved.as_fd());
+        self.watches.left(file, from.0.key.id, from.1.to_bytes(), Some(to));
     }
 
     pub(super) fn do_link(

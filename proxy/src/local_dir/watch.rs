@@ -77,6 +77,9 @@ struct State {
     by_id: HashMap<Id, Watch>,
     /// Where other files are: the directory whose watch tells of them, and their name there.
     places: HashMap<Id, Place>,
+    /// The same files, as notices name them: one may be changed by a descriptor that was opened by a
+    /// name that it has no more, which the notice then tells.
+    by_file: HashMap<Object, Key>,
     /// Whether a file system, by its device number, is one of [`LOCAL`].
     local: HashMap<u64, bool>,
     full: bool,
@@ -91,6 +94,7 @@ type Watch = u64;
 struct Place {
     watch: Watch,
     name: Box<[u8]>,
+    object: Option<Object>,
     /// It had no other name when it was seen here.
     alone: bool,
 }
@@ -179,6 +183,7 @@ impl Watches {
             by_object: HashMap::new(),
             by_id: HashMap::new(),
             places: HashMap::new(),
+            by_file: HashMap::new(),
             local: HashMap::new(),
             full: false,
             _end: end,
@@ -220,7 +225,13 @@ impl Watches {
 
     /// Notes an entry of a directory that is watched, which has so many links. Returns whether changes of
     /// it will be told.
-    pub(super) fn place(&self, key: Key, dir: Id, name: &[u8], links: u64) -> bool {
+    pub(super) fn place(
+        &self,
+        (key, fd): (Key, BorrowedFd<'_>),
+        dir: Id,
+        name: &[u8],
+        links: u64,
+    ) -> bool {
         let mut state = self.state.lock();
         let Some(state) = state.as_mut() else { return false };
         let Some(watch) = state.by_id.get(&dir).copied() else { return false };
@@ -235,13 +246,23 @@ impl Watches {
         }
         let Some(watched) = state.watched.get_mut(&watch) else { return false };
         watched.entries.insert(name.into(), key);
-        state.places.insert(key.id, Place { watch, name: name.into(), alone });
+        let object = Object::of(fd).ok();
+        if let Some(object) = &object {
+            state.by_file.insert(object.clone(), key);
+        }
+        state.places.insert(key.id, Place { watch, name: name.into(), object, alone });
         true
     }
 
     /// Notes that this process has taken a file away from where it was, which nothing else tells of
     /// here; `to`: and given it this name.
-    pub(super) fn left(&self, id: &Id, dir: Id, name: &[u8], to: Option<(Id, &[u8])>) {
+    pub(super) fn left(
+        &self,
+        (id, fd): (&Id, BorrowedFd<'_>),
+        dir: Id,
+        name: &[u8],
+        to: Option<(Id, &[u8])>,
+    ) {
         let left = {
             let mut state = self.state.lock();
             let Some(state) = state.as_mut() else { return };
@@ -255,7 +276,7 @@ impl Watches {
             }
         };
         if let (Some(key), Some((dir, name))) = (left, to)
-            && !self.place(key, dir, name, 1)
+            && !self.place((key, fd), dir, name, 1)
         {
             self.leave_uncovered(&key);
         }
@@ -355,6 +376,7 @@ impl State {
     /// Forgets where files are: they are found again when they are asked for.
     fn forget_places(&mut self) {
         self.places.clear();
+        self.by_file.clear();
         self.watched.values_mut().for_each(|watched| watched.entries.clear());
     }
 
@@ -366,8 +388,10 @@ impl State {
     }
 
     fn lose_place(&mut self, key: &Key, watch: Watch, name: &[u8]) {
-        if self.places.get(&key.id).is_some_and(|place| place.is(watch, name)) {
-            self.places.remove(&key.id);
+        if self.places.get(&key.id).is_some_and(|place| place.is(watch, name))
+            && let Some(Place { object: Some(object), .. }) = self.places.remove(&key.id)
+        {
+            self.by_file.remove(&object);
         }
     }
 
@@ -383,6 +407,8 @@ impl State {
         if let Some(watched) = file.and_then(|file| self.watched.get(&file)) {
             changes.push(change(&watched.key));
         }
+        let placed = notice.file.as_ref().filter(|_| !notice.is_of_name());
+        changes.extend(placed.and_then(|file| self.by_file.get(file)).map(change));
         let Some((watch, name)) = at.filter(|(_, name)| *name != b".") else { return };
         if !notice.is_of_name() {
             let entry = self.watched.get(&watch).and_then(|watched| watched.entries.get(name));
