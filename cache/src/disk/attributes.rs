@@ -1,7 +1,5 @@
 //! Attributes: what the server's tell of others' changes, and what is answered without asking.
 
-use std::time::Instant;
-
 use gridvfs_vfs::{
     Access, AccessGranted, Attr, Caller, Change, FileHandle, FileKind, Result, Status, Vfs, Wcc,
     WccAttr,
@@ -81,11 +79,9 @@ impl Core {
                     return;
                 }
                 let base = known.base.filter(|_| regular);
-                changed = base.is_some_and(|base| !same_data(&base, &signature))
-                    || base.is_some() && self.coherence.has_missed(known);
+                changed = base.is_some_and(|base| !same_data(&base, &signature));
                 if changed {
                     known.key = FileKey::random();
-                    known.changed_at = 0;
                 }
                 known.base = regular.then_some(signature);
                 self.note_attr(known, &server, asked);
@@ -152,7 +148,7 @@ impl Core {
         self.index.update(handle, |known| {
             known.base = base;
             // An answer from before a change of ours tells what is no more.
-            if state.changed_at.max(known.changed_at) <= asked {
+            if state.changed_at <= asked {
                 self.note_attr(known, &shown, asked);
             }
         });
@@ -164,8 +160,7 @@ impl Core {
     pub fn note_own(&self, handle: &FileHandle, attr: Option<Attr>, asked: u64) {
         let clock = self.tick();
         self.index.update(handle, |known| {
-            // Others' change, told since, may have come after ours, or before it.
-            known.attr = attr.filter(|_| known.told_at <= asked);
+            known.attr = attr;
             known.at = now_ms();
             known.changed_at = clock;
             (known.asked, known.learned) = (asked, clock);
@@ -210,9 +205,9 @@ impl Core {
     /// Takes what a change of ours left of a file's data (SETATTR of the size).
     pub fn own_change(&self, node: &Node, state: &mut State, wcc: &Wcc, asked: u64) {
         state.changed_at = self.tick();
-        match wcc.after.filter(|_| state.told_at <= asked) {
+        match wcc.after {
             Some(after) => {
-                self.take_own_base(state, &after);
+                state.base = Some(WccAttr::from(&after));
                 state.settled = true;
                 let (base, written) = (state.base, self.period());
                 self.index.update(&node.handle, |known| {
@@ -224,21 +219,12 @@ impl Core {
             None => {
                 state.settled = false;
                 self.index.update(&node.handle, |known| known.attr = None);
-                if state.told_at > asked && state.dirty.is_empty() {
-                    node.set_size(None);
-                }
             }
         }
     }
 
-    /// Takes what the answer to a change of ours says that it has left.
-    pub fn take_own_base(&self, state: &mut State, after: &Attr) {
-        state.base = Some(WccAttr::from(after));
-        state.own_base_at = Some(Instant::now());
-    }
-
     pub async fn getattr(&self, caller: &Caller, file: &FileHandle) -> Result<Attr> {
-        if let Some(attr) = self.trusted_attr(file) {
+        if let Some(attr) = self.trusted_attr(file).filter(|_| !self.look_at_overwritten(file)) {
             add(&self.counters.attribute_hits, 1);
             return Ok(attr);
         }
@@ -253,6 +239,7 @@ impl Core {
         let asked = self.ask();
         let mut attr = self.buffer.getattr(caller, file).await?;
         self.observe(file, &mut attr, asked);
+        self.look_at_overwritten(file);
         Ok(attr)
     }
 
@@ -272,7 +259,7 @@ impl Core {
             }
         }
         let attr = self.trusted_attr(file).or_else(|| self.walked_attr(file));
-        if let Some(attr) = attr {
+        if let Some(attr) = attr.filter(|_| !self.look_at_overwritten(file)) {
             let granted = match self.index.granted(file, caller, wanted.0) {
                 Some(granted) => Some(granted),
                 None => rights(&attr, caller, wanted.0),
@@ -287,6 +274,7 @@ impl Core {
         let mut answer = self.buffer.access(caller, file, wanted).await?;
         if let Some(attr) = &mut answer.attr {
             self.observe(file, attr, asked);
+            self.look_at_overwritten(file);
             self.walk_opened(caller, file, attr, true);
         }
         self.index.set_granted(file, caller, wanted.0, answer.granted.0);

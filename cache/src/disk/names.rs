@@ -172,10 +172,9 @@ impl Core {
             state.changed_at = self.tick();
             let after = WccAttr::from(&*attr);
             self.cut(&node, &mut state, attr.size, Some(&after))?;
-            let current = state.told_at <= asked;
-            self.take_own_base(&mut state, attr);
-            state.settled = current;
-            node.set_size(current.then_some(attr.size));
+            state.base = Some(after);
+            state.settled = true;
+            node.set_size(Some(attr.size));
             let (base, written) = (state.base, self.period());
             self.index.update(&handle, |known| {
                 known.base = base;
@@ -190,8 +189,7 @@ impl Core {
     }
 
     /// Returns the file of a name that is about to go. It has to be known if any file has unsent
-    /// data: it may be this one. So it has if attributes are believed: this change of its own nobody
-    /// tells us of.
+    /// data: it may be this one.
     async fn file_of_name(
         &self,
         caller: &Caller,
@@ -200,7 +198,7 @@ impl Core {
     ) -> Result<Option<FileHandle>> {
         match self.index.lookup(dir, name) {
             Name::Here(handle) => Ok(Some(handle)),
-            Name::Unknown if self.dirty_bytes() > 0 || self.coherence.is_on() => {
+            Name::Unknown if self.dirty_bytes() > 0 => {
                 match self.buffer.lookup(caller, dir, name).await {
                     Ok(entry) => Ok(Some(entry.handle)),
                     // What is wrong with it the change itself will say.
@@ -365,13 +363,10 @@ impl Core {
             self.index.forget_name(dir, name);
         })?;
         match &mut linked.attr {
-            Some(attr) => {
-                self.observe(file, attr, asked);
-                // What was asked before does not know of the link.
-                let clock = self.tick();
-                self.index.update(file, |known| known.changed_at = clock);
+            Some(attr) => self.observe(file, attr, asked),
+            None => {
+                self.note_own(file, None, 0);
             }
-            None => self.note_own(file, None, 0),
         }
         self.index.created(dir, name, file);
         self.after(dir, &linked.dir_wcc, asked);

@@ -370,11 +370,10 @@ impl Core {
     async fn commit_below(self: Arc<Self>, node: Arc<Node>, target: u64) {
         crash::point(crash::Point::BEFORE_COMMIT);
         let lazy = self.treatment(&node).is_lazy();
-        let asked = self.ask();
         let result = match self.commit_and_ask(&node, lazy).await {
             Ok((base, attr)) => {
                 let (core, file) = (self.clone(), node.clone());
-                let work = move || core.complete_send(&file, target, (base, attr, asked), lazy);
+                let work = move || core.complete_send(&file, target, base, attr, lazy);
                 self.runtime.spawn_blocking(work).await.unwrap_or(Err(Error::Interrupted))
             }
             Err(error) => Err(error),
@@ -410,11 +409,12 @@ impl Core {
         &self,
         node: &Node,
         target: u64,
-        (base, attr, asked): (Option<WccAttr>, Option<Attr>, u64),
+        base: Option<WccAttr>,
+        attr: Option<Attr>,
         lazy: bool,
     ) -> Result<()> {
         let keeps = self.treatment(node).keeps();
-        let (extents, key, stores) = {
+        let (extents, key, conflict) = {
             let mut state = node.state.lock();
             let mut extents = state.dirty.oldest(0, u64::MAX);
             extents.retain(|extent| extent.seq <= target);
@@ -422,10 +422,9 @@ impl Core {
                 // What is asked for from now on has the data.
                 extents.iter().for_each(|extent| state.outdate(extent.start, extent.end()));
             }
-            let overtaken = state.overtaken_up_to > state.committed;
-            (extents, node.key(), keeps && state.conflict.is_none() && !overtaken)
+            (extents, node.key(), state.conflict.is_some())
         };
-        if stores {
+        if keeps && !conflict {
             self.store_sent(node, key, extents);
             // Before anybody notes the version that the file has now: until the store is durable, a
             // power loss may bring back what was stored before.
@@ -449,14 +448,13 @@ impl Core {
         crash::point(crash::Point::AFTER_SENT);
         // What is known of the file is not told by the journal any more.
         self.index.update(&node.handle, |known| {
-            known.attr = attr.filter(|_| known.told_at <= asked);
+            known.attr = attr;
             if attr.is_some() {
                 known.base = base;
             }
         });
         let freed = state.dirty.clear_sent(target, 0, u64::MAX);
         self.count_freed(&freed);
-        let overtaken = state.overtaken_up_to > state.committed;
         state.committed = state.committed.max(target);
         state.answered = state.answered.max(target);
         state.changed_at = self.tick();
@@ -464,7 +462,6 @@ impl Core {
         match base {
             Some(base) if lazy => {
                 state.base = Some(base);
-                state.own_base_at = Some(Instant::now());
                 // The time that programs were told is set last.
                 let written = state.mtime;
                 state.times.mtime.get_or_insert(written);
@@ -479,9 +476,6 @@ impl Core {
         state.in_doubt = false;
         state.suspects.retain(|extent| extent.seq > target);
         node.note_dirty(&state);
-        if overtaken {
-            self.sent_over_others(node, &mut state, lazy);
-        }
         drop(state);
         self.release(freed);
         // What was read ahead of before the WRITEs may be older than they are.

@@ -155,7 +155,7 @@ impl Core {
             state.changed_at = self.tick();
         }
         // Data that was written meanwhile is over this very version.
-        self.take_own_base(&mut state, &attr);
+        state.base = Some(WccAttr::from(&attr));
         state.settled = true;
         state.clears_ids &= !state.dirty.is_empty();
         if !state.dirty.is_empty() {
@@ -185,7 +185,7 @@ impl Core {
         drop(state);
         if self.settings.read().consistency == Consistency::Shared {
             // What was answered before was the best guess.
-            self.coherence.tell(&Change::Attributes(node.handle, Some(attr)));
+            self.coherence.tell(&Change::File(node.handle, Some(attr)));
         }
     }
 }

@@ -3,5 +3,4 @@
 mod model;
 mod names;
 mod policy;
-mod told;
 mod world;

@@ -30,52 +30,52 @@ impl Attentive {
 
     fn gives(&self, file: &FileHandle) {
         if let Some(client) = &self.client {
-            self.hub.give(client, file, self.since);
+            self.hub.give(client, file, None, self.since);
         }
     }
 
-    /// What the call may change, to be told when it ends.
-    fn changing(&self, items: impl IntoIterator<Item = Item>) -> Changing<'_> {
-        Changing { vfs: self, items: items.into_iter().collect() }
+    /// The caller has changed a file, or a directory.
+    fn changes(&self, file: &FileHandle, after: Option<&Attr>) {
+        self.tell(Item::File(*file));
+        if let Some(client) = &self.client {
+            self.hub.give(client, file, after, self.since);
+        }
     }
 
-    /// The same for a name and its directory.
-    fn changing_name(&self, dir: &FileHandle, name: &[u8]) -> Changing<'_> {
-        self.changing([name_of(dir, name), Item::Attributes(*dir)])
+    fn names(&self, dir: &FileHandle, name: &[u8], to: Option<&FileHandle>, wcc: &Wcc) {
+        self.tell(Item::Name(*dir, Bytes::copy_from_slice(name)));
+        if let Some(client) = &self.client {
+            self.hub.give_name(client, dir, name, to);
+        }
+        self.changes(dir, wcc.after.as_ref());
+    }
+
+    fn tell(&self, item: Item) {
+        if self.hub.in_process {
+            self.hub.tell(&item, self.client.as_ref());
+        }
     }
 
     /// The file of a name that is about to go, if anybody else may know it.
-    async fn at(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Option<Item> {
-        if !self.hub.has_others(self.client.as_ref()) {
+    async fn at(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Option<FileHandle> {
+        if !self.hub.in_process || !self.hub.has_others(self.client.as_ref()) {
             return None;
         }
-        let entry = self.inner.lookup(caller, dir, name).await.ok()?;
-        Some(Item::Attributes(entry.handle))
+        self.inner.lookup(caller, dir, name).await.ok().map(|entry| entry.handle)
     }
 
-    fn gives_created(&self, dir: &FileHandle, created: &Created) {
-        self.gives(dir);
+    fn created(&self, dir: &FileHandle, name: &[u8], created: &Created) {
+        self.names(dir, name, created.handle.as_ref(), &created.dir_wcc);
         if let Some(file) = &created.handle {
-            self.gives(file);
+            self.changes(file, created.attr.as_ref());
         }
     }
-}
 
-fn name_of(dir: &FileHandle, name: &[u8]) -> Item {
-    Item::Name(*dir, Bytes::copy_from_slice(name))
-}
-
-/// A change under way. Others are told of it when it is over, however it ends: one that has failed, or
-/// that nobody waits for any more, may have come about in part.
-struct Changing<'a> {
-    vfs: &'a Attentive,
-    items: Vec<Item>,
-}
-
-impl Drop for Changing<'_> {
-    fn drop(&mut self) {
-        let Attentive { hub, client, .. } = self.vfs;
-        self.items.iter().for_each(|item| hub.tell(item, client.as_ref()));
+    fn removed(&self, dir: &FileHandle, name: &[u8], gone: Option<FileHandle>, wcc: &Wcc) {
+        self.names(dir, name, None, wcc);
+        if let Some(file) = gone {
+            self.tell(Item::File(file));
+        }
     }
 }
 
@@ -98,13 +98,8 @@ impl Vfs for Attentive {
         changes: &SetAttr,
         guard: Option<Time>,
     ) -> Result<Wcc> {
-        let item = match changes.size {
-            Some(_) => Item::File(*file),
-            None => Item::Attributes(*file),
-        };
-        let _changing = self.changing([item]);
         let wcc = self.inner.setattr(caller, file, changes, guard).await?;
-        self.gives(file);
+        self.changes(file, wcc.after.as_ref());
         Ok(wcc)
     }
 
@@ -164,9 +159,8 @@ impl Vfs for Attentive {
         data: Bytes,
         stable: Stability,
     ) -> Result<Written> {
-        let _changing = self.changing([Item::File(*file)]);
         let written = self.inner.write(caller, file, offset, data, stable).await?;
-        self.gives(file);
+        self.changes(file, written.wcc.after.as_ref());
         Ok(written)
     }
 
@@ -177,14 +171,8 @@ impl Vfs for Attentive {
         name: &[u8],
         how: &CreateHow,
     ) -> Result<Created> {
-        let mut changing = self.changing_name(dir, name);
-        if matches!(how, CreateHow::Unchecked(_)) {
-            // If it is there, it may be cut.
-            let at = self.at(caller, dir, name).await;
-            changing.items.extend(at.map(|at| Item::File(*at.subject())));
-        }
         let created = self.inner.create(caller, dir, name, how).await?;
-        self.gives_created(dir, &created);
+        self.created(dir, name, &created);
         Ok(created)
     }
 
@@ -195,9 +183,8 @@ impl Vfs for Attentive {
         name: &[u8],
         attr: &SetAttr,
     ) -> Result<Created> {
-        let _changing = self.changing_name(dir, name);
         let created = self.inner.mkdir(caller, dir, name, attr).await?;
-        self.gives_created(dir, &created);
+        self.created(dir, name, &created);
         Ok(created)
     }
 
@@ -209,9 +196,8 @@ impl Vfs for Attentive {
         target: &[u8],
         attr: &SetAttr,
     ) -> Result<Created> {
-        let _changing = self.changing_name(dir, name);
         let created = self.inner.symlink(caller, dir, name, target, attr).await?;
-        self.gives_created(dir, &created);
+        self.created(dir, name, &created);
         Ok(created)
     }
 
@@ -223,25 +209,22 @@ impl Vfs for Attentive {
         kind: NodeKind,
         attr: &SetAttr,
     ) -> Result<Created> {
-        let _changing = self.changing_name(dir, name);
         let created = self.inner.mknod(caller, dir, name, kind, attr).await?;
-        self.gives_created(dir, &created);
+        self.created(dir, name, &created);
         Ok(created)
     }
 
     async fn remove(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Wcc> {
-        let mut changing = self.changing_name(dir, name);
-        changing.items.extend(self.at(caller, dir, name).await);
+        let gone = self.at(caller, dir, name).await;
         let wcc = self.inner.remove(caller, dir, name).await?;
-        self.gives(dir);
+        self.removed(dir, name, gone, &wcc);
         Ok(wcc)
     }
 
     async fn rmdir(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Wcc> {
-        let mut changing = self.changing_name(dir, name);
-        changing.items.extend(self.at(caller, dir, name).await);
+        let gone = self.at(caller, dir, name).await;
         let wcc = self.inner.rmdir(caller, dir, name).await?;
-        self.gives(dir);
+        self.removed(dir, name, gone, &wcc);
         Ok(wcc)
     }
 
@@ -254,18 +237,17 @@ impl Vfs for Attentive {
         to_name: &[u8],
         no_replace: bool,
     ) -> Result<(Wcc, Wcc)> {
-        let mut changing = self.changing([
-            name_of(from_dir, from_name),
-            name_of(to_dir, to_name),
-            Item::Attributes(*from_dir),
-            Item::Attributes(*to_dir),
-        ]);
-        changing.items.extend(self.at(caller, from_dir, from_name).await);
-        changing.items.extend(self.at(caller, to_dir, to_name).await);
+        let moved = self.at(caller, from_dir, from_name).await;
+        let replaced = self.at(caller, to_dir, to_name).await;
         let (from, to) =
             self.inner.rename(caller, from_dir, from_name, to_dir, to_name, no_replace).await?;
-        self.gives(from_dir);
-        self.gives(to_dir);
+        self.tell(Item::Name(*from_dir, Bytes::copy_from_slice(from_name)));
+        self.tell(Item::Name(*to_dir, Bytes::copy_from_slice(to_name)));
+        self.changes(from_dir, from.after.as_ref());
+        self.changes(to_dir, to.after.as_ref());
+        for file in moved.into_iter().chain(replaced) {
+            self.tell(Item::File(file));
+        }
         Ok((from, to))
     }
 
@@ -276,11 +258,9 @@ impl Vfs for Attentive {
         dir: &FileHandle,
         name: &[u8],
     ) -> Result<Linked> {
-        let mut changing = self.changing_name(dir, name);
-        changing.items.push(Item::Attributes(*file));
         let linked = self.inner.link(caller, file, dir, name).await?;
-        self.gives(dir);
-        self.gives(file);
+        self.names(dir, name, Some(file), &linked.dir_wcc);
+        self.changes(file, linked.attr.as_ref());
         Ok(linked)
     }
 
@@ -345,9 +325,8 @@ impl Vfs for Attentive {
         length: u64,
         how: Allocation,
     ) -> Result<Wcc> {
-        let _changing = self.changing([Item::File(*file)]);
         let wcc = self.inner.allocate(caller, file, offset, length, how).await?;
-        self.gives(file);
+        self.changes(file, wcc.after.as_ref());
         Ok(wcc)
     }
 
