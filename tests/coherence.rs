@@ -17,7 +17,7 @@ use serde_json::Value;
 /// How long anything may take before a test calls it never.
 const LIMIT: Duration = Duration::from_secs(30);
 /// Nothing is looked at again by itself.
-const LONG: &str = "attr_timeout=3600,entry_timeout=3600,cache_size=64M,cache_banks=4";
+const LONG: &str = "coherence=yes,attr_timeout=3600,entry_timeout=3600,cache_size=64M,cache_banks=4";
 
 fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
@@ -234,7 +234,7 @@ fn two_clients_of_a_proxy_before_an_nfs_server() {
         let folder = rig.folder.join(name);
         let toml = format!(
             "listen_keyless = [\"unix:@/socket\"]\n[export.all]\nsource = \"{}\"\n\
-             mountport = {}\ncache_size = \"64M\"\ncache_banks = 4\n{more}",
+             mountport = {}\ncoherence = \"yes\"\ncache_size = \"64M\"\ncache_banks = 4\n{more}",
             rig.source(),
             rig.port("ganesha/mount_port")
         );
@@ -288,7 +288,7 @@ fn a_chain_of_proxies_passes_on_what_it_hears() {
     };
     let toml = format!(
         "listen_keyless = [\"unix:@/socket\"]\n[export.lan]\nsource = \"{}\"\n\
-         cache_size = \"64M\"\ncache_banks = 4\n",
+         coherence = \"yes\"\ncache_size = \"64M\"\ncache_banks = 4\n",
         link(&far, "vms")
     );
     let mut near = Proxy::start(&rig.folder.join("near"), &toml);
@@ -437,6 +437,7 @@ impl Random {
 }
 
 #[test]
+#[ignore = "at random, until some hundred runs have passed: make test-coherence"]
 fn two_sessions_at_random_agree() {
     let test = "two_sessions_at_random_agree";
     let Some(rig) = Rig::new(test, Way::Ssh) else { return };
@@ -463,6 +464,7 @@ fn two_sessions_at_random_agree() {
 }
 
 #[test]
+#[ignore = "at random, until some hundred runs have passed: make test-coherence"]
 fn writers_that_do_not_wait_agree_in_the_end() {
     let test = "writers_that_do_not_wait_agree_in_the_end";
     let Some(rig) = Rig::new(test, Way::Ssh) else { return };
