@@ -17,7 +17,8 @@ use serde_json::Value;
 /// How long anything may take before a test calls it never.
 const LIMIT: Duration = Duration::from_secs(30);
 /// Nothing is looked at again by itself.
-const LONG: &str = "coherence=yes,attr_timeout=3600,entry_timeout=3600,cache_size=64M,cache_banks=4";
+const LONG: &str =
+    "coherence=yes,attr_timeout=3600,entry_timeout=3600,cache_size=64M,cache_banks=4";
 
 fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
