@@ -36,7 +36,7 @@ Options (-o) of the disk cache:
                            read again at SIGHUP; what is given here wins over it
   passthrough=auto|off     the kernel may read whole files by itself
   kernel_writeback=auto|off  the kernel may gather writes where that is safe
-  coherence=yes|no         a shared session hears of others' changes, and does not ask again
+  coherence=no|yes         a shared session hears of others' changes, and does not ask again
 and those that gridvfs set changes while the mount lasts:
   write_policy=write-through  close waits until the server has the data
               =write-back     it is sent later; fsync waits for this machine's disk

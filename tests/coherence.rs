@@ -17,7 +17,8 @@ use serde_json::Value;
 /// How long anything may take before a test calls it never.
 const LIMIT: Duration = Duration::from_secs(30);
 /// Nothing is looked at again by itself.
-const LONG: &str = "attr_timeout=3600,entry_timeout=3600,cache_size=64M,cache_banks=4";
+const LONG: &str =
+    "coherence=yes,attr_timeout=3600,entry_timeout=3600,cache_size=64M,cache_banks=4";
 
 fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
@@ -234,7 +235,7 @@ fn two_clients_of_a_proxy_before_an_nfs_server() {
         let folder = rig.folder.join(name);
         let toml = format!(
             "listen_keyless = [\"unix:@/socket\"]\n[export.all]\nsource = \"{}\"\n\
-             mountport = {}\ncache_size = \"64M\"\ncache_banks = 4\n{more}",
+             mountport = {}\ncoherence = \"yes\"\ncache_size = \"64M\"\ncache_banks = 4\n{more}",
             rig.source(),
             rig.port("ganesha/mount_port")
         );
@@ -288,7 +289,7 @@ fn a_chain_of_proxies_passes_on_what_it_hears() {
     };
     let toml = format!(
         "listen_keyless = [\"unix:@/socket\"]\n[export.lan]\nsource = \"{}\"\n\
-         cache_size = \"64M\"\ncache_banks = 4\n",
+         coherence = \"yes\"\ncache_size = \"64M\"\ncache_banks = 4\n",
         link(&far, "vms")
     );
     let mut near = Proxy::start(&rig.folder.join("near"), &toml);
@@ -463,6 +464,7 @@ fn two_sessions_at_random_agree() {
 }
 
 #[test]
+#[ignore = "1 of 36 runs fails (docs/decisions/0029): make test-coherence"]
 fn writers_that_do_not_wait_agree_in_the_end() {
     let test = "writers_that_do_not_wait_agree_in_the_end";
     let Some(rig) = Rig::new(test, Way::Ssh) else { return };

@@ -146,7 +146,7 @@ impl Default for CacheOptions {
             share: false,
             passthrough: true,
             kernel_writeback: true,
-            coherence: true,
+            coherence: false,
             changes: Changes::default(),
             read_only: false,
         }

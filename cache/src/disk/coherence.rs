@@ -340,6 +340,9 @@ impl Core {
             Leads::Unknown => Name::Unknown,
         };
         let known = self.index.lookup(dir, name);
+        // First: a change of ours may be answered just now.
+        let clock = self.tick();
+        self.index.update(dir, |known| known.told_at = clock);
         // What was asked before is not to be noted any more.
         self.index.dir_changed(dir);
         if to != Name::Unknown && known == to {

@@ -81,6 +81,17 @@ impl Core {
         self.note_own(dir, wcc.after, asked);
     }
 
+    /// To be called when a change of ours, asked for when the clock stood at `asked`, was noted: where
+    /// others' change of the directory was told since, nobody knows which of them was the last.
+    fn doubt_names(&self, names: &[(&FileHandle, &[u8])], asked: u64) {
+        for (dir, name) in names {
+            if self.index.node(dir).is_some_and(|known| known.told_at > asked) {
+                self.index.dir_changed(dir);
+                self.index.forget_name(dir, name);
+            }
+        }
+    }
+
     /// Notes a name that was made.
     pub fn made(
         &self,
@@ -109,6 +120,7 @@ impl Core {
                 }
                 self.note_own(handle, made.attr, asked);
                 self.index.created(dir, name, handle);
+                self.doubt_names(&[(dir, name)], asked);
             }
             None => {
                 self.index.dir_changed(dir);
@@ -220,6 +232,7 @@ impl Core {
         match self.buffer.remove(caller, dir, name).await {
             Ok(wcc) => {
                 self.index.removed(dir, name);
+                self.doubt_names(&[(dir, name)], asked);
                 self.after(dir, &wcc, asked);
                 self.name_gone(caller, child.as_ref()).await;
                 Ok(wcc)
@@ -289,6 +302,7 @@ impl Core {
         match self.buffer.rmdir(caller, dir, name).await {
             Ok(wcc) => {
                 self.index.removed(dir, name);
+                self.doubt_names(&[(dir, name)], asked);
                 self.after(dir, &wcc, asked);
                 if let Some(handle) = child {
                     self.index.forget_dir(&handle);
@@ -335,6 +349,7 @@ impl Core {
             self.index.forget_name(to.0, to.1);
         } else {
             self.index.renamed(from.0, from.1, to.0, to.1);
+            self.doubt_names(&[from, to], asked);
         }
         if let Some(handle) = moved.filter(|_| !self.defers()) {
             // The server's clock is in its ctime now. A session that owns its files goes by its own.
@@ -374,6 +389,7 @@ impl Core {
             None => self.note_own(file, None, 0),
         }
         self.index.created(dir, name, file);
+        self.doubt_names(&[(dir, name)], asked);
         self.after(dir, &linked.dir_wcc, asked);
         Ok(linked)
     }

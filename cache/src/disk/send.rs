@@ -449,7 +449,7 @@ impl Core {
         crash::point(crash::Point::AFTER_SENT);
         // What is known of the file is not told by the journal any more.
         self.index.update(&node.handle, |known| {
-            known.attr = attr.filter(|_| known.told_at <= asked);
+            known.attr = attr.filter(|_| known.changed_at <= asked);
             if attr.is_some() {
                 known.base = base;
             }

@@ -178,7 +178,8 @@ impl Core {
         self.index.update(&node.handle, |known| {
             known.base = base;
             known.written = written;
-            known.attr = Some(attr);
+            // Its name may have been changed by us meanwhile, and its ctime with it.
+            known.attr = Some(attr).filter(|_| known.changed_at <= asked);
             known.at = super::now_ms();
             (known.asked, known.learned) = (asked, learned);
         });
