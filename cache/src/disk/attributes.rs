@@ -74,7 +74,7 @@ impl Core {
         let Some(node) = node else {
             let mut changed = false;
             self.index.update(handle, |known| {
-                if let Some(newer) = known.attr.filter(|_| known.changed_at > asked) {
+                if let Some(newer) = known.attr.filter(|_| known.overtaken(asked)) {
                     *attr = newer;
                     return;
                 }
@@ -94,9 +94,10 @@ impl Core {
         let lazy = self.treatment(&node).is_lazy();
         let mut state = node.state.lock();
         let shown = state.shown(&server);
-        if state.changed_at > asked {
+        let known = self.index.node(handle);
+        if state.changed_at > asked || known.is_some_and(|known| known.overtaken(asked)) {
             // The answer is older than what our own change has left.
-            if let Some(newer) = self.index.node(handle).and_then(|known| known.attr) {
+            if let Some(newer) = known.and_then(|known| known.attr) {
                 *attr = newer;
             }
             if let Some(size) = node.size() {
@@ -160,10 +161,25 @@ impl Core {
     pub fn note_own(&self, handle: &FileHandle, attr: Option<Attr>, asked: u64) {
         let clock = self.tick();
         self.index.update(handle, |known| {
+            // Of two changes at a time, either may have been the last.
+            let attr =
+                attr.filter(|attr| attr.kind == FileKind::Directory || !known.overtaken(asked));
             known.attr = attr;
             known.at = now_ms();
             known.changed_at = clock;
             (known.asked, known.learned) = (asked, clock);
+        });
+    }
+
+    /// Notes how many names a file has after a LINK that was asked for when the clock stood at `asked`.
+    pub fn note_linked(&self, file: &FileHandle, links: u32, asked: u64) {
+        let clock = self.tick();
+        self.index.update(file, |known| {
+            match &mut known.attr {
+                Some(attr) if known.changed_at <= asked => attr.links = links,
+                _ => known.attr = None,
+            }
+            known.changed_at = clock;
         });
     }
 
@@ -213,7 +229,10 @@ impl Core {
                 self.index.update(&node.handle, |known| {
                     known.base = base;
                     known.written = written;
-                    self.note_attr(known, &after, asked);
+                    match known.overtaken(asked) {
+                        true => known.attr = None,
+                        false => self.note_attr(known, &after, asked),
+                    }
                 });
             }
             None => {

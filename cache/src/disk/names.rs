@@ -213,13 +213,14 @@ impl Core {
     pub async fn remove(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Wcc> {
         self.refuse_if_read_only()?;
         let child = self.file_of_name(caller, dir, name).await?;
+        let last = self.is_last_name(child.as_ref());
         self.intend_removal(child.as_ref())?;
         let asked = self.ask();
         match self.buffer.remove(caller, dir, name).await {
             Ok(wcc) => {
                 self.index.removed(dir, name);
                 self.after(dir, &wcc, asked);
-                self.name_gone(caller, child.as_ref()).await;
+                self.name_gone(caller, child.as_ref(), last).await;
                 Ok(wcc)
             }
             Err(error) => {
@@ -246,15 +247,21 @@ impl Core {
         Ok(())
     }
 
+    /// Says whether a file is known to have one name only. To be asked before it is taken away:
+    /// afterwards one may mean another.
+    fn is_last_name(&self, child: Option<&FileHandle>) -> bool {
+        let known = child.and_then(|handle| self.index.node(handle));
+        known.and_then(|known| known.attr).is_some_and(|attr| attr.links == 1)
+    }
+
     /// A name of a file is gone. If it was the last, unsent data is dropped.
-    async fn name_gone(&self, caller: &Caller, child: Option<&FileHandle>) {
+    async fn name_gone(&self, caller: &Caller, child: Option<&FileHandle>, last: bool) {
         crash::point(crash::Point::AFTER_REMOVE);
         let Some(handle) = child else { return };
         let local = self.known(handle).is_some_and(|node| node.is_local());
-        let links = self.index.node(handle).and_then(|known| known.attr).map(|attr| attr.links);
         // Others may have moved the file away and put another one in its place.
         let believed = !local || self.settings.read().consistency.trusts();
-        if links == Some(1) && believed {
+        if last && believed {
             self.discard(handle);
             self.index.forget_node(handle);
             self.forget_bound(handle);
@@ -312,6 +319,7 @@ impl Core {
         let moved = self.file_of_name(caller, from.0, from.1).await?;
         let target = self.file_of_name(caller, to.0, to.1).await?;
         let replaced = target.filter(|handle| Some(*handle) != moved);
+        let last = self.is_last_name(replaced.as_ref());
         self.intend_removal(replaced.as_ref())?;
         let asked = self.ask();
         let renamed = self.buffer.rename(caller, from.0, from.1, to.0, to.1, no_replace).await;
@@ -345,7 +353,7 @@ impl Core {
             self.nodes.iter().for_each(|node| node.moved());
         }
         if replaced.is_some() {
-            self.name_gone(caller, replaced.as_ref()).await;
+            self.name_gone(caller, replaced.as_ref(), last).await;
         }
         Ok((from_wcc, to_wcc))
     }
@@ -363,10 +371,13 @@ impl Core {
             self.index.forget_name(dir, name);
         })?;
         match &mut linked.attr {
-            Some(attr) => self.observe(file, attr, asked),
-            None => {
-                self.note_own(file, None, 0);
+            Some(attr) => {
+                let links = attr.links;
+                self.observe(file, attr, asked);
+                attr.links = links;
+                self.note_linked(file, links, asked);
             }
+            None => self.note_own(file, None, 0),
         }
         self.index.created(dir, name, file);
         self.after(dir, &linked.dir_wcc, asked);

@@ -53,6 +53,14 @@ enum Step {
     Done,
 }
 
+/// What our WRITEs have left of a file.
+struct Left {
+    base: Option<WccAttr>,
+    attr: Option<Attr>,
+    /// Where the clock stood when it was asked for.
+    asked: u64,
+}
+
 /// A group of pieces read from the journal: offset and data.
 pub(crate) type Group = Vec<(u64, Bytes)>;
 
@@ -371,9 +379,9 @@ impl Core {
         crash::point(crash::Point::BEFORE_COMMIT);
         let lazy = self.treatment(&node).is_lazy();
         let result = match self.commit_and_ask(&node, lazy).await {
-            Ok((base, attr)) => {
+            Ok(left) => {
                 let (core, file) = (self.clone(), node.clone());
-                let work = move || core.complete_send(&file, target, base, attr, lazy);
+                let work = move || core.complete_send(&file, target, left, lazy);
                 self.runtime.spawn_blocking(work).await.unwrap_or(Err(Error::Interrupted))
             }
             Err(error) => Err(error),
@@ -388,19 +396,17 @@ impl Core {
 
     /// COMMIT. In write-back the attributes that our WRITEs left are asked for before the data
     /// leaves the journal, so that the next process can tell them from others' changes.
-    async fn commit_and_ask(
-        &self,
-        node: &Node,
-        lazy: bool,
-    ) -> Result<(Option<WccAttr>, Option<Attr>)> {
+    async fn commit_and_ask(&self, node: &Node, lazy: bool) -> Result<Left> {
         self.buffer.commit(&self.own, &node.handle, 0, 0).await?;
         crash::point(crash::Point::AFTER_COMMIT);
         if !lazy {
             // Nobody is to wait for it: what the WRITEs left, as their answers said.
-            return Ok((self.buffer.signature(&node.handle), None));
+            let base = self.buffer.signature(&node.handle);
+            return Ok(Left { base, attr: None, asked: self.ask() });
         }
+        let asked = self.ask();
         let attr = self.buffer.getattr(&self.own, &node.handle).await?;
-        Ok((Some(WccAttr::from(&attr)), Some(attr)))
+        Ok(Left { base: Some(WccAttr::from(&attr)), attr: Some(attr), asked })
     }
 
     /// The server has everything up to `target` on its disk: the blocks enter the store, the data
@@ -409,8 +415,7 @@ impl Core {
         &self,
         node: &Node,
         target: u64,
-        base: Option<WccAttr>,
-        attr: Option<Attr>,
+        Left { base, attr, asked }: Left,
         lazy: bool,
     ) -> Result<()> {
         let keeps = self.treatment(node).keeps();
@@ -448,7 +453,8 @@ impl Core {
         crash::point(crash::Point::AFTER_SENT);
         // What is known of the file is not told by the journal any more.
         self.index.update(&node.handle, |known| {
-            known.attr = attr;
+            // Its names may be others since.
+            known.attr = attr.filter(|_| !known.overtaken(asked));
             if attr.is_some() {
                 known.base = base;
             }

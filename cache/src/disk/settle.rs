@@ -147,7 +147,9 @@ impl Core {
 
     fn settled(&self, node: &Node, mut attr: Attr, asked: u64, times: Times, lazy: bool) {
         let mut state = node.state.lock();
-        if state.changed_at > asked {
+        let known = self.index.node(&node.handle);
+        if state.changed_at > asked || known.is_some_and(|known| known.overtaken(asked)) {
+            // It is asked for again.
             return;
         }
         if times != Times::default() {

@@ -48,6 +48,12 @@ impl Known {
         }
     }
 
+    /// Says whether we have changed attributes of the file ourselves since the clock stood at `asked`:
+    /// an answer to a question from then is older than that.
+    pub fn overtaken(&self, asked: u64) -> bool {
+        self.changed_at > asked
+    }
+
     /// Gives it a new key: the frames that it has can no longer be reached.
     pub fn renew_key(&mut self, base: Option<WccAttr>) {
         self.key = FileKey::random();
