@@ -312,6 +312,35 @@ fn names_wait_for_the_link() {
     session.close().expect("ended");
 }
 
+/// As git makes a pack known: linked to its name and removed from the first one, while it is being sent.
+#[test]
+fn a_file_that_is_linked_while_it_is_sent_stays() {
+    let world = owned();
+    let session = world.open();
+    list(&session);
+    let (root, caller) = (session.cache.root(), session.caller());
+    session.far.delay_ms.store(3, SeqCst);
+    for pause_ms in 0..30 {
+        let (first, second) = (format!("first-{pause_ms}"), format!("second-{pause_ms}"));
+        let file = create_new(&session, &first).expect("created");
+        session.write(&file, 0, b"one ").expect("written");
+        std::thread::scope(|scope| {
+            let sent = scope.spawn(|| session.wait(session.cache.write_back()));
+            std::thread::sleep(Duration::from_millis(pause_ms));
+            session.write(&file, 4, b"two").expect("written");
+            let linked = session.cache.link(&caller, &file, &root, second.as_bytes());
+            assert_eq!(session.wait(linked).expect("linked").attr.map(|attr| attr.links), Some(2));
+            session.remove(&first).expect("removed");
+            sent.join().expect("no panic").expect("written back");
+        });
+        assert_eq!(session.read(&file, 0, 99).expect("read"), b"one two", "after {pause_ms} ms");
+        session.wait(session.cache.write_back()).expect("written back");
+        let there = std::fs::read(world.at_server(&second)).expect("there");
+        assert_eq!(there, b"one two", "after {pause_ms} ms");
+    }
+    session.close().expect("ended");
+}
+
 #[test]
 fn calls_that_need_the_server_come_after_what_they_need() {
     let world = owned();

@@ -147,6 +147,13 @@ macro_rules! pass_on {
                 self.pass().await?;
                 self.inner.read(caller, file, offset, count).await
             }
+            async fn getattr(&self, caller: &Caller, file: &FileHandle) -> Result<Attr> {
+                self.pass().await?;
+                let attr = self.inner.getattr(caller, file).await;
+                // The answer travels, too.
+                tokio::time::sleep(Duration::from_millis(self.delay_ms.load(Ordering::SeqCst))).await;
+                attr
+            }
             async fn setattr(
                 &self,
                 caller: &Caller,
@@ -167,7 +174,6 @@ macro_rules! pass_on {
 }
 
 pass_on! {
-    getattr(file: &FileHandle) -> Attr;
     lookup(dir: &FileHandle, name: &[u8]) -> Entry;
     access(file: &FileHandle, wanted: Access) -> AccessGranted;
     readlink(file: &FileHandle) -> Bytes;
