@@ -23,7 +23,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use bytes::Bytes;
 use gridvfs_vfs::{
-    Access, AccessGranted, Allocation, Attr, Caller, Committed, CreateHow, Created, DirPage, Entry,
+    Access, AccessGranted, Allocation, Caller, Committed, CreateHow, Created, DirPage, Entry,
     Error, Fetched, FileHandle, FsInfo, FsStat, Linked, Listener, NodeKind, PathConf, ReadData,
     Result, SeekWhence, SetAttr, Stability, Status, Time, Verifier, Vfs, Wcc, WccAttr, Written,
 };
@@ -107,21 +107,21 @@ impl BufferLayer {
         self.shared.known(file)?.state.lock().reading.known
     }
 
-    /// The clock before a question is sent whose answer is told by [`BufferLayer::told`].
-    pub(crate) fn asking(&self) -> Asked {
-        self.shared.ask()
+    /// Reads what a program has not asked for, but may next.
+    pub(crate) async fn read_around(
+        &self,
+        caller: &Caller,
+        file: &FileHandle,
+        offset: u64,
+        count: u32,
+    ) -> Result<ReadData> {
+        self.shared.read(caller, file, (offset, count), false).await
     }
 
-    /// Takes attributes that have come in another way than by a call through this layer.
-    pub(crate) fn told(&self, file: &FileHandle, attr: &Attr, asked: Asked) {
-        self.shared.settle(file, &mut { *attr }, asked);
-    }
-
-    /// Says, once, whether somebody has changed a file's data since our last change, as far as the
-    /// server tells what our changes leave.
-    pub(crate) fn take_overwritten(&self, file: &FileHandle) -> bool {
+    /// Says whether a range has been fetched, or is being.
+    pub(crate) fn is_asked_for(&self, file: &FileHandle, from: u64, to: u64) -> bool {
         let known = self.shared.known(file);
-        known.is_some_and(|file| std::mem::take(&mut file.state.lock().reading.overwritten))
+        known.is_some_and(|file| file.state.lock().reading.covers(from, to))
     }
 
     /// Sends what is held of a file; leaves an error for whoever wrote.
@@ -226,7 +226,7 @@ impl Vfs for BufferLayer {
         offset: u64,
         count: u32,
     ) -> Result<ReadData> {
-        self.shared.read(caller, file, offset, count).await
+        self.shared.read(caller, file, (offset, count), true).await
     }
 
     async fn write(

@@ -51,6 +51,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use bytes::Bytes;
 use dashmap::DashMap;
+use dashmap::mapref::entry::Entry as Slot;
 use gridvfs_vfs::{
     Access, AccessGranted, Allocation, Attr, Caller, Committed, CreateHow, Created, DirPage, Entry,
     Error, FileHandle, FsInfo, FsStat, Linked, Listener, NodeKind, PathConf, ReadData, Result,
@@ -198,9 +199,25 @@ impl Core {
                     self.index.set_place(handle, &dir, &name);
                 }
                 let size = known.attr.map(|attr| attr.size);
-                Arc::new(Node::new(*handle, known.key, size, known.base))
+                let node = Node::new(*handle, known.key, size, known.base);
+                {
+                    let mut state = node.state.lock();
+                    (state.changed_at, state.told_at) = (known.changed_at, known.told_at);
+                }
+                Arc::new(node)
             })
             .clone()
+    }
+
+    /// Returns the file's node; if there is none, calls `absent` while none can come about.
+    pub fn known_or(&self, handle: &FileHandle, absent: impl FnOnce()) -> Option<Arc<Node>> {
+        match self.nodes.entry(*handle) {
+            Slot::Occupied(node) => Some(node.get().clone()),
+            Slot::Vacant(_) => {
+                absent();
+                None
+            }
+        }
     }
 
     /// Returns the file's node if there is one.

@@ -82,10 +82,22 @@ pub(crate) struct Reading {
     pub own_size: u64,
     /// When held data was last let go.
     pub released_at: u64,
-    /// What the server said that our last change has left; `None` if it did not.
-    pub own: Option<WccAttr>,
-    /// The file was seen to be other than that, with nothing of ours under way.
-    pub overwritten: bool,
+}
+
+impl Reading {
+    /// Says whether a range has been fetched, or is being.
+    pub fn covers(&self, from: u64, to: u64) -> bool {
+        let mut at = from;
+        let before = self.units.range(..=from).next_back().filter(|(_, u)| u.end() > from);
+        for (start, unit) in before.into_iter().chain(self.units.range(from + 1..to.max(from + 1)))
+        {
+            if *start > at {
+                return false;
+            }
+            at = unit.end();
+        }
+        at >= to
+    }
 }
 
 /// What attributes told.
@@ -141,8 +153,6 @@ impl File {
             resized_at: 0,
             own_size: 0,
             released_at: 0,
-            own: None,
-            overwritten: false,
         };
         Self {
             handle,
@@ -152,11 +162,6 @@ impl File {
             turn: tokio::sync::Mutex::new(()),
         }
     }
-}
-
-/// Says whether two signatures are of the same data.
-fn same_data(a: &WccAttr, b: &WccAttr) -> bool {
-    a.mtime == b.mtime && a.size == b.size
 }
 
 impl State {
@@ -189,12 +194,15 @@ impl State {
                 attr.size = attr.size.max(reading.own_size);
             }
         } else {
-            // Units of no known version, since READs brought no attributes, may be of any.
+            // Units of no known version, since READs brought no attributes, may be of any; one that
+            // is on its way when the first are seen will bring its own.
+            let first = reading.known.is_none();
             if reading.known != Some(signature) {
-                taken.dropped = std::mem::take(&mut reading.units).into_values().collect();
-            }
-            if reading.own.take_if(|own| !same_data(own, &signature)).is_some() {
-                reading.overwritten = true;
+                let units = std::mem::take(&mut reading.units);
+                let (kept, dropped): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                    units.into_iter().partition(|(_, unit)| first && unit.result().is_none());
+                reading.units = kept;
+                taken.dropped = dropped.into_values().collect();
             }
             reading.known = Some(signature);
             reading.confirmed = reading.confirmed.max(Some(asked));
@@ -208,15 +216,7 @@ impl State {
     /// Takes note of the attributes that a change by our own call left.
     pub fn take_own_attr(&mut self, attr: &mut Attr, clock: u64, asked: Instant) {
         self.reading.known = Some(WccAttr::from(&*attr));
-        self.note_own(attr);
         self.take_attr(attr, clock, asked);
-    }
-
-    /// Notes what the answer to a change of ours says that it has left. Answers come in any order.
-    pub fn note_own(&mut self, attr: &Attr) {
-        if self.reading.own.is_none_or(|own| attr.ctime >= own.ctime) {
-            self.reading.own = Some(attr.into());
-        }
     }
 
     /// Notes that a WRITE of ours was answered.

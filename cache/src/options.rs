@@ -29,9 +29,10 @@ pub struct BufferOptions {
     pub window_max_bytes: usize,
     /// The size of a stream's READs; lowered to what the server takes.
     pub unit_bytes: usize,
-    /// The least that a READ outside of a stream fetches, and its alignment. At 32 ms a round trip
-    /// costs as much as 3.8 MB, but a random reader has no use for most of it.
-    pub fetch_min_bytes: usize,
+    /// The size and alignment of what is fetched around a read outside of a stream, without its
+    /// waiting for it. At 32 ms a round trip costs as much as 3.8 MB, but a random reader has no use
+    /// for most of it.
+    pub around_bytes: usize,
     /// For how long fetched data answers reads without the file's attributes being seen again.
     pub clean_age_max: Duration,
     /// The most bytes of written data held until the server has committed them.
@@ -61,7 +62,7 @@ impl Default for BufferOptions {
             clean_max_bytes: 4 * MIB,
             window_max_bytes: 20 * MIB,
             unit_bytes: 256 * KIB,
-            fetch_min_bytes: 32 * KIB,
+            around_bytes: 32 * KIB,
             clean_age_max: Duration::from_secs(3),
             write_max_bytes: 20 * MIB,
             write_flight_max_bytes: 8 * MIB,
@@ -91,7 +92,7 @@ impl BufferOptions {
         let limit = |told: u32| if told == 0 { 64 * KIB } else { told as usize };
         self.unit_bytes = power(self.unit_bytes.min(limit(read_max)).min(MIB));
         self.chunk_bytes = power(self.chunk_bytes.min(limit(write_max)).min(4 * MIB));
-        self.fetch_min_bytes = power(self.fetch_min_bytes).min(self.unit_bytes);
+        self.around_bytes = power(self.around_bytes).min(self.unit_bytes);
         self.read_max_bytes = self.read_max_bytes.clamp(4 * self.unit_bytes, 1 << 30);
         self.window_max_bytes = self.window_max_bytes.min(self.read_max_bytes);
         self.write_max_bytes = self.write_max_bytes.clamp(4 * self.chunk_bytes, 1 << 30);

@@ -97,7 +97,7 @@ pub async fn open(config: &ExportConfig) -> Result<Backend, BackendError> {
     };
     let vfs: Arc<dyn Vfs> = Arc::new(IdentityLayer::new(vfs, map));
     // Of what others do on an NFS server nobody tells a forwarder.
-    let changes = config.nfs.is_none().then(|| Hub::new(vfs.clone(), None, false, false));
+    let changes = config.nfs.is_none().then(|| Hub::new(vfs.clone(), None, false));
     Ok(Backend { vfs, blocking, extensions: config.nfs.is_none(), changes })
 }
 

@@ -1,10 +1,10 @@
 //! Changes told to clients (docs/decisions/0029): what each was given, and what of that has changed.
 //!
-//! A [`Hub`] belongs to an export. It hears of changes from the file system below ([`Vfs::listen`]) and,
-//! where that does not see them, from the calls that pass ([`Attentive`]). Each client that has asked
-//! CHANGES once has a [`Client`] here: digests of the handles that it was given, and what is to be told.
-//! What is told is looked up when it is told, by the client's own right, so that nobody learns anything
-//! that it could not have asked for.
+//! A [`Hub`] belongs to an export. It hears of changes that are made elsewhere from the file system below
+//! ([`Vfs::listen`]), and of those that its clients make from the calls that pass ([`Attentive`]), which
+//! say whose they are: a client is told of all but its own. Each client that has asked CHANGES once has
+//! a [`Client`] here: which handles it was given, and what is to be told. What is told is looked up when
+//! it is told, by the client's own right, so that nobody learns anything that it could not have asked for.
 //!
 //! Limits: [`GIVEN_MAX`] handles and [`PENDING_MAX`] changes for each client; beyond them the client is
 //! told that changes are lost, and asks again for what it needs. [`CLIENTS_MAX`] clients.
@@ -13,8 +13,8 @@ mod attentive;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, Hash, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -38,8 +38,9 @@ const PENDING_MAX: usize = 8 * 1024;
 const CLIENTS_MAX: usize = 1024;
 /// A client that has not asked for this long is gone.
 const CLIENT_LIFE: Duration = Duration::from_secs(120);
-/// The last changes, which a call that is just being answered may have missed.
-const RECENT_MAX: usize = 1024;
+/// The last changes, which a call that is just being answered may have missed: as many as are made while
+/// a disk takes its time for a COMMIT.
+const RECENT_MAX: usize = 16 * 1024;
 /// At least this long between two answers, so that a file that is being written is told of some
 /// hundred times a second at most.
 const ANSWER_INTERVAL: Duration = Duration::from_millis(5);
@@ -48,6 +49,7 @@ const ANSWER_INTERVAL: Duration = Duration::from_millis(5);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Item {
     File(FileHandle),
+    Attributes(FileHandle),
     Uncovered(FileHandle),
     Name(FileHandle, Bytes),
     Names(FileHandle),
@@ -56,7 +58,7 @@ enum Item {
 impl Item {
     fn subject(&self) -> &FileHandle {
         match self {
-            Self::File(file) | Self::Uncovered(file) => file,
+            Self::File(file) | Self::Attributes(file) | Self::Uncovered(file) => file,
             Self::Name(dir, _) | Self::Names(dir) => dir,
         }
     }
@@ -70,18 +72,23 @@ pub struct Hub {
     source: Arc<dyn Vfs>,
     /// Between the handles of the source and those of clients.
     seal: Option<Arc<Seal>>,
-    /// Calls that pass are told, too: the source does not see them.
-    in_process: bool,
     /// All changes pass here: somebody has said so.
     exclusive: bool,
     begun: AtomicBool,
     /// The number of the last change.
     newest: AtomicU64,
-    recent: Mutex<VecDeque<(u64, Item)>>,
+    recent: Mutex<VecDeque<Recent>>,
     /// Why not all changes are told; empty: all are.
     reason: RwLock<String>,
     clients: RwLock<HashMap<ClientId, Arc<Client>>>,
     hasher: RandomState,
+}
+
+/// A change that was told, and whose it was, if a client's.
+struct Recent {
+    number: u64,
+    item: Item,
+    by: Weak<Client>,
 }
 
 /// A client that is told of changes.
@@ -95,12 +102,11 @@ pub(crate) struct Client {
 struct State {
     period: u64,
     number: u64,
-    /// By the hash of each handle that was given: the digest of the attributes that a change of the
-    /// client's own, or the last word about it, has left; 0: any may be.
-    given: HashMap<u64, u64>,
-    /// The same of names: what the client's own change has made them lead to.
-    own_names: HashMap<u64, u64>,
+    /// The hash of each handle that was given.
+    given: HashSet<u64>,
     pending: HashSet<Item>,
+    /// What is being looked up for an answer.
+    looked_up: HashSet<Item>,
     /// What the last answer told; the client may not have it yet.
     sent: HashSet<Item>,
     lost: bool,
@@ -111,7 +117,15 @@ struct State {
 
 impl State {
     fn add(&mut self, item: Item) {
-        if self.lost {
+        let is_said = match &item {
+            Item::File(file) => {
+                self.pending.remove(&Item::Attributes(*file));
+                false
+            }
+            Item::Attributes(file) => self.pending.contains(&Item::File(*file)),
+            _ => false,
+        };
+        if self.lost || is_said {
             return;
         }
         if self.pending.len() >= PENDING_MAX {
@@ -125,26 +139,20 @@ impl State {
     fn lose(&mut self) {
         self.lost = true;
         self.pending.clear();
+        self.looked_up.clear();
         self.sent.clear();
         self.given.clear();
-        self.own_names.clear();
     }
 }
 
 impl Hub {
-    /// Makes the hub of an export. `source`: what changes are heard from, whose handles are sealed by
-    /// `seal` on their way to clients. `in_process`: the source does not hear of what clients of this
-    /// process do by itself. `exclusive`: nobody changes the files in any other way.
-    pub fn new(
-        source: Arc<dyn Vfs>,
-        seal: Option<Arc<Seal>>,
-        in_process: bool,
-        exclusive: bool,
-    ) -> Arc<Self> {
+    /// Makes the hub of an export. `source`: what changes are heard from that are made elsewhere, whose
+    /// handles are sealed by `seal` on their way to clients. `exclusive`: nobody changes the files but
+    /// by calls that pass here.
+    pub fn new(source: Arc<dyn Vfs>, seal: Option<Arc<Seal>>, exclusive: bool) -> Arc<Self> {
         Arc::new(Self {
             source,
             seal,
-            in_process,
             exclusive,
             begun: AtomicBool::new(false),
             newest: AtomicU64::new(0),
@@ -162,12 +170,6 @@ impl Hub {
         self.hasher.hash_one(value)
     }
 
-    /// Of what tells one state of a file from another; reading it changes nothing of that.
-    fn digest(&self, attr: &Attr) -> u64 {
-        let Attr { kind, mode, links, uid, gid, size, fileid, mtime, ctime, .. } = *attr;
-        self.hash(&((kind, mode, links, uid, gid), (size, fileid, mtime, ctime))) | 1
-    }
-
     /// Returns the client that a call is from, if it is one that is told of changes.
     pub(crate) fn client(&self, id: ClientId) -> Option<Arc<Client>> {
         self.clients.read().get(&id).cloned()
@@ -179,11 +181,6 @@ impl Hub {
         clients.values().any(|other| client.is_none_or(|client| !Arc::ptr_eq(client, other)))
     }
 
-    /// Says whether calls have to be looked at.
-    pub(crate) fn is_used(&self) -> bool {
-        self.begun.load(Ordering::Acquire)
-    }
-
     /// The number of the last change: to be read before a call whose answer gives something.
     fn now(&self) -> u64 {
         self.newest.load(Ordering::SeqCst)
@@ -191,13 +188,17 @@ impl Hub {
 
     /// Tells all clients but the one whose change it is.
     fn tell(&self, item: &Item, by: Option<&Arc<Client>>) {
+        if !self.has_others(by) {
+            return;
+        }
         {
             let mut recent = self.recent.lock();
             let number = self.newest.fetch_add(1, Ordering::SeqCst) + 1;
             if recent.len() >= RECENT_MAX {
                 recent.pop_front();
             }
-            recent.push_back((number, item.clone()));
+            let by = by.map(Arc::downgrade).unwrap_or_default();
+            recent.push_back(Recent { number, item: item.clone(), by });
         }
         let subject = self.hash(item.subject());
         for client in self.clients.read().values() {
@@ -205,7 +206,7 @@ impl Hub {
                 continue;
             }
             let mut state = client.state.lock();
-            if state.given.contains_key(&subject) {
+            if state.given.contains(&subject) {
                 state.add(item.clone());
                 drop(state);
                 client.wake.notify_one();
@@ -213,53 +214,33 @@ impl Hub {
         }
     }
 
-    /// Notes what an answer gives a client; the call began when the last change was `since`. `own`: the
-    /// attributes are what the client's own change has left.
-    fn give(&self, client: &Client, file: &FileHandle, own: Option<&Attr>, since: u64) {
+    /// Notes what an answer gives a client; the call began when the last change was `since`.
+    fn give(&self, client: &Client, file: &FileHandle, since: u64) {
         let key = self.hash(file);
         let mut state = client.state.lock();
-        if state.given.len() >= GIVEN_MAX && !state.given.contains_key(&key) {
+        if state.given.len() >= GIVEN_MAX && !state.given.contains(&key) {
             state.lose();
             client.wake.notify_one();
         }
-        // While a word about the file is on its way, what comes first is anybody's guess.
-        let digest = match own {
-            Some(attr) if !state.sent.contains(&Item::File(*file)) => Some(self.digest(attr)),
-            Some(_) => Some(0),
-            None => None,
-        };
-        let told = state.given.entry(key).or_insert(0);
-        if let Some(digest) = digest {
-            *told = digest;
-        }
+        state.given.insert(key);
         if self.now() == since {
             return;
         }
         let recent = self.recent.lock();
-        let missed = recent.front().is_none_or(|(first, _)| *first > since + 1);
+        let missed = recent.front().is_none_or(|first| first.number > since + 1);
         let before = state.pending.len();
         if missed {
             state.add(Item::File(*file));
             state.add(Item::Names(*file));
         }
-        for (_, item) in recent.iter().rev().take_while(|(number, _)| *number > since) {
-            if item.subject() == file {
+        for Recent { item, by, .. } in recent.iter().rev().take_while(|it| it.number > since) {
+            if item.subject() == file && !std::ptr::eq(by.as_ptr(), client) {
                 state.add(item.clone());
             }
         }
         if state.pending.len() != before || state.lost {
             client.wake.notify_one();
         }
-    }
-
-    /// Notes what a client's own change has made a name lead to.
-    fn give_name(&self, client: &Client, dir: &FileHandle, name: &[u8], to: Option<&FileHandle>) {
-        let mut state = client.state.lock();
-        if state.own_names.len() >= PENDING_MAX {
-            state.own_names.clear();
-        }
-        let leads = to.map_or(0, |to| self.hash(to));
-        state.own_names.insert(self.hash(&(dir, name)), leads);
     }
 
     /// Answers CHANGES: as soon as there is something to tell. `None`: the client has asked again
@@ -338,12 +319,11 @@ impl Hub {
                 let sent = std::mem::take(&mut state.sent);
                 if state.number != args.heard {
                     // The answer was lost on its way.
-                    for item in sent {
-                        let key = self.hash(item.subject());
-                        state.given.entry(key).and_modify(|told| *told = 0);
-                        state.add(item);
-                    }
+                    sent.into_iter().for_each(|item| state.add(item));
                 }
+                // So will be one that is still being made: its question was given up.
+                let looked_up = std::mem::take(&mut state.looked_up);
+                looked_up.into_iter().for_each(|item| state.add(item));
                 drop(state);
                 return Ok(client);
             }
@@ -356,9 +336,9 @@ impl Hub {
         let state = State {
             period: u64::from_ne_bytes(period) | 1,
             number: 1,
-            given: HashMap::new(),
-            own_names: HashMap::new(),
+            given: HashSet::new(),
             pending: HashSet::new(),
+            looked_up: HashSet::new(),
             sent: HashSet::new(),
             lost: false,
             reason: reason.clone(),
@@ -387,7 +367,7 @@ impl Hub {
         Err(Ok(changes))
     }
 
-    /// Looks up what is to be told; `None` if there turns out to be nothing.
+    /// Looks up what is to be told; `None` if there is nothing.
     async fn gather(&self, client: &Client, vfs: &dyn Vfs, caller: &Caller) -> Option<Changes> {
         let (items, lost) = {
             let mut state = client.state.lock();
@@ -395,48 +375,30 @@ impl Hub {
             let items: Vec<Item> = state.pending.iter().take(CHANGES_MAX).cloned().collect();
             for item in &items {
                 state.pending.remove(item);
-                // From here on an answer that overtakes ours is known to.
-                state.sent.insert(item.clone());
+                state.looked_up.insert(item.clone());
             }
             (items, lost)
         };
         let mut told = Vec::new();
         for item in &items {
-            told.extend(self.look(client, item, vfs, caller).await);
+            told.push(self.look(client, item, vfs, caller).await);
         }
         let reason = self.reason.read().clone();
         if told.is_empty() && !lost && client.state.lock().reason == reason {
-            client.state.lock().sent.clear();
             return None;
         }
         client.state.lock().reason = reason;
         Some(client.answered(told, lost))
     }
 
-    async fn look(
-        &self,
-        client: &Client,
-        item: &Item,
-        vfs: &dyn Vfs,
-        caller: &Caller,
-    ) -> Option<Change> {
+    /// Looks up what has become of an item. That it is as the client may know it is no reason to keep
+    /// it back: the answer to a change of the client's own may have had the attributes that another's
+    /// left, and two changes may leave the same.
+    async fn look(&self, client: &Client, item: &Item, vfs: &dyn Vfs, caller: &Caller) -> Change {
         match item {
-            Item::File(file) => {
-                let attr = vfs.getattr(caller, file).await;
-                let key = self.hash(file);
-                let mut state = client.state.lock();
-                match attr {
-                    Ok(attr) => {
-                        let digest = self.digest(&attr);
-                        let told = state.given.entry(key).or_insert(0);
-                        let known = std::mem::replace(told, digest) == digest;
-                        (!known).then_some(Change::File(*file, Some(attr)))
-                    }
-                    Err(_) => {
-                        state.given.remove(&key);
-                        Some(Change::File(*file, None))
-                    }
-                }
+            Item::File(file) => Change::File(*file, self.attr(client, file, vfs, caller).await),
+            Item::Attributes(file) => {
+                Change::Attributes(*file, self.attr(client, file, vfs, caller).await)
             }
             Item::Name(dir, name) => {
                 let since = self.now();
@@ -444,24 +406,31 @@ impl Hub {
                     Ok(entry) => Leads::To(entry.handle, entry.attr),
                     Err(error) if error.status() == Status::NOENT => Leads::Nowhere,
                     // It may not even know the name.
-                    Err(_) => return Some(Change::Names(*dir)),
+                    Err(_) => return Change::Names(*dir),
                 };
-                let to = match &leads {
-                    Leads::To(file, _) => self.hash(file),
-                    _ => 0,
-                };
-                let own = client.state.lock().own_names.remove(&self.hash(&(dir, &name[..])));
-                if own == Some(to) {
-                    return None;
-                }
                 if let Leads::To(file, _) = &leads {
-                    self.give(client, file, None, since);
+                    self.give(client, file, since);
                 }
-                Some(Change::Name(*dir, name.clone(), leads))
+                Change::Name(*dir, name.clone(), leads)
             }
-            Item::Names(dir) => Some(Change::Names(*dir)),
-            Item::Uncovered(file) => Some(Change::Uncovered(*file)),
+            Item::Names(dir) => Change::Names(*dir),
+            Item::Uncovered(file) => Change::Uncovered(*file),
         }
+    }
+
+    async fn attr(
+        &self,
+        client: &Client,
+        file: &FileHandle,
+        vfs: &dyn Vfs,
+        caller: &Caller,
+    ) -> Option<Attr> {
+        let since = self.now();
+        // Before: the answer to a call of the client's may give it again meanwhile.
+        client.state.lock().given.remove(&self.hash(file));
+        let attr = vfs.getattr(caller, file).await.ok()?;
+        self.give(client, file, since);
+        Some(attr)
     }
 
     /// A handle of the source's as clients know it.
@@ -477,6 +446,8 @@ impl Client {
     fn answered(&self, told: Vec<Change>, lost: bool) -> Changes {
         let mut state = self.state.lock();
         state.number += 1;
+        let State { looked_up, sent, .. } = &mut *state;
+        sent.extend(looked_up.drain());
         state.answered_at = Some(Instant::now());
         Changes {
             period: state.period,
@@ -493,6 +464,7 @@ impl Listener for Hub {
         let Some(subject) = self.outer(change.subject()) else { return };
         let item = match change {
             Change::File(..) => Item::File(subject),
+            Change::Attributes(..) => Item::Attributes(subject),
             Change::Name(_, name, _) => Item::Name(subject, name.clone()),
             Change::Names(_) => Item::Names(subject),
             Change::Uncovered(_) => Item::Uncovered(subject),
@@ -501,7 +473,7 @@ impl Listener for Hub {
         if let Change::Name(_, _, Leads::To(file, Some(_))) = change
             && let Some(file) = self.outer(file)
         {
-            self.tell(&Item::File(file), None);
+            self.tell(&Item::Attributes(file), None);
         }
     }
 
@@ -521,14 +493,11 @@ impl Listener for Hub {
     }
 }
 
-/// For calls that are looked at by nobody: nothing is told.
+/// The export as a client of it calls it, so that the hub learns of its calls. Also while nobody asks
+/// for changes: somebody may before a call ends.
 pub(crate) fn attentive(hub: Option<&Arc<Hub>>, vfs: &Arc<dyn Vfs>, id: ClientId) -> Arc<dyn Vfs> {
-    let Some(hub) = hub.filter(|hub| hub.is_used()) else { return vfs.clone() };
-    let client = hub.client(id);
-    if client.is_none() && !hub.in_process {
-        return vfs.clone();
-    }
-    Arc::new(Attentive::new(vfs.clone(), hub.clone(), client))
+    let Some(hub) = hub else { return vfs.clone() };
+    Arc::new(Attentive::new(vfs.clone(), hub.clone(), hub.client(id)))
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ mod search;
 mod store;
 mod sys;
 mod sys_names;
+mod sys_watch;
 mod table;
 mod volume;
 mod watch;
@@ -166,8 +167,8 @@ impl LocalDir {
         let kept = file.clone();
         let store = Store::open(file, sweep(nodes.clone(), streams.clone()))
             .map_err(|error| unsupported(format!("no handle table: {error}")))?;
+        let whole = std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
         if let (Some(table), Some(directory)) = (kept, options.state_dir) {
-            let whole = std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
             store::old::note_use(&table, &whole);
             store::old::remove_old(&directory);
         }
@@ -185,7 +186,7 @@ impl LocalDir {
             missing: Mutex::new(LruCache::new(non_zero(MISSING_MAX))),
             exclusive: Mutex::new(LruCache::new(non_zero(EXCLUSIVE_MAX))),
             privilege: Privilege::new(),
-            watches: Watches::new(options.watches_max),
+            watches: Watches::new(whole, options.watches_max),
             read_only: options.read_only,
             umask: sys::umask(),
             verifier: AtomicU64::new(u64::from_be_bytes(verifier)),
@@ -222,7 +223,7 @@ fn sweep(
 #[async_trait]
 impl Vfs for LocalDir {
     fn listen(&self, listener: Weak<dyn Listener>) {
-        self.watches.listen(listener);
+        self.watches.listen(listener, &self.root);
     }
 
     fn root(&self) -> FileHandle {

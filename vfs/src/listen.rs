@@ -27,6 +27,8 @@ pub enum Leads {
 pub enum Change {
     /// A file's data or attributes; with those that it has now, if they are known.
     File(FileHandle, Option<Attr>),
+    /// A file's attributes, and not its data; with those that it has now, if they are known.
+    Attributes(FileHandle, Option<Attr>),
     /// A name of a directory.
     Name(FileHandle, Bytes, Leads),
     /// Any name of a directory.
@@ -39,7 +41,7 @@ impl Change {
     /// Returns the file or directory that has changed.
     pub fn subject(&self) -> &FileHandle {
         match self {
-            Self::File(file, _) | Self::Uncovered(file) => file,
+            Self::File(file, _) | Self::Attributes(file, _) | Self::Uncovered(file) => file,
             Self::Name(dir, ..) | Self::Names(dir) => dir,
         }
     }

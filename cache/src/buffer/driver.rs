@@ -158,7 +158,6 @@ impl Shared {
             if let Ok(written) = &result {
                 state.wrote(offset + u64::from(written.count), clock);
                 if let Some(mut attr) = written.wcc.after {
-                    state.note_own(&attr);
                     let _ = state.take_attr(&mut attr, asked.clock, asked.at);
                 }
             }

@@ -25,6 +25,8 @@ const READ_MAX: u64 = 2 * 1024 * 1024;
 /// How often a read is planned anew: because another reader's fetch failed, or because an end of
 /// file turned out to be older than our own writes.
 const ATTEMPTS_MAX: u32 = 16;
+/// What a READ outside of a stream fetches of a file is rounded to this: a page.
+const GRAIN_MIN: u64 = 4096;
 /// How old unread data must be for another stream to take its memory.
 const UNREAD_AGE: Duration = Duration::from_millis(500);
 
@@ -45,12 +47,14 @@ struct Plan {
 }
 
 impl Shared {
+    /// Reads for a program, if `noted`: its reads are looked at for streams, and what lies around
+    /// them is fetched beside them.
     pub async fn read(
         self: &Arc<Self>,
         caller: &Caller,
         handle: &FileHandle,
-        offset: u64,
-        count: u32,
+        (offset, count): (u64, u32),
+        noted: bool,
     ) -> Result<ReadData> {
         let end = offset.checked_add(u64::from(count).min(READ_MAX)).ok_or(Status::INVAL)?;
         let file = self.file(handle);
@@ -58,7 +62,7 @@ impl Shared {
         for attempt in 0..ATTEMPTS_MAX {
             let mut plan = {
                 let mut state = file.state.lock();
-                self.plan(&mut state, &caller, offset, end, attempt == 0)
+                self.plan(&mut state, &caller, (offset, end), noted && attempt == 0)
             };
             self.carry_out(&file, &mut plan);
             let waits = |part: &Part| matches!(part, Part::Unit { ready: None, .. });
@@ -77,9 +81,8 @@ impl Shared {
         &self,
         state: &mut State,
         caller: &Arc<Caller>,
-        offset: u64,
-        end: u64,
-        first: bool,
+        (offset, end): (u64, u64),
+        noted: bool,
     ) -> Plan {
         state.forgotten = false;
         let (extents, reading) = (&state.writing.extents, &mut state.reading);
@@ -97,25 +100,37 @@ impl Shared {
             gaps.push((at, end));
         }
         let unit = self.options.unit_bytes as u64;
-        let missed = gaps.iter().any(|&(from, to)| !is_covered(reading, from, to));
+        let missed = gaps.iter().any(|&(from, to)| !reading.covers(from, to));
         let size = reading.known.map_or(end, |known| known.size);
-        let advice = if first && !gaps.is_empty() {
+        let advice = if noted && !gaps.is_empty() {
             let window = self.options.window_max_bytes as u64;
             reading.streams.observe(offset, end - offset, size, missed, unit, window)
         } else {
             Default::default()
         };
-        let grain = match advice.stream {
-            Some(_) => unit,
-            None => self.options.fetch_min_bytes as u64,
-        };
+        // What nobody waits for comes in READs of its own: a large answer to a random reader takes
+        // half a round trip more where the server's TCP paces it (BBR).
+        let grain = if advice.stream.is_some() { unit } else { GRAIN_MIN };
         let clock = self.clock();
         let mut fresh = Vec::new();
+        let mut add = |reading: &mut Reading, (start, length)| {
+            let new = Arc::new(Unit::new(start, length, caller.clone(), false, clock));
+            reading.units.insert(start, new.clone());
+            fresh.push(new);
+        };
         for &(from, to) in &gaps {
-            for (start, length) in uncovered(reading, from, to, grain, unit) {
-                let new = Arc::new(Unit::new(start, length, caller.clone(), false, clock));
-                reading.units.insert(start, new.clone());
-                fresh.push(new);
+            for part in uncovered(reading, from, to, grain, unit) {
+                add(reading, part);
+            }
+        }
+        if noted && advice.stream.is_none() {
+            let around = self.options.around_bytes as u64;
+            let size = reading.known.map_or(u64::MAX, |known| known.size);
+            for &(from, to) in &gaps {
+                let end = to.div_ceil(around).saturating_mul(around).min(size.max(to));
+                for part in free(reading, from / around * around, end, unit) {
+                    add(reading, part);
+                }
             }
         }
         let mut plan = Plan {
@@ -136,7 +151,10 @@ impl Shared {
         }
         plan.parts.extend(held.map(|(_, data)| Part::Held(data)));
         for (from, to) in advice.ahead {
-            let grain = if advice.stream.is_some() { unit } else { grain };
+            let grain = match advice.stream {
+                Some(_) => unit,
+                None => self.options.around_bytes as u64,
+            };
             for (start, length) in uncovered(reading, from, to, grain, unit) {
                 if extents.touches(start, start + length as u64) {
                     continue;
@@ -253,23 +271,17 @@ fn expire(reading: &mut Reading, start: u64, end: u64, age_max: Duration) -> Vec
     keys.iter().filter_map(|at| reading.units.remove(at)).collect()
 }
 
-fn is_covered(reading: &Reading, from: u64, to: u64) -> bool {
-    let mut at = from;
-    let before = reading.units.range(..=from).next_back().filter(|(_, u)| u.end() > from);
-    for (start, unit) in before.into_iter().chain(reading.units.range(from + 1..to.max(from + 1))) {
-        if *start > at {
-            return false;
-        }
-        at = unit.end();
-    }
-    at >= to
-}
-
 /// Returns what is to be fetched to cover `from..to`: rounded to `grain`, in parts of at most
 /// `unit`, none of which overlaps an existing unit.
 fn uncovered(reading: &Reading, from: u64, to: u64, grain: u64, unit: u64) -> Vec<(u64, usize)> {
-    let start = from / grain * grain;
-    let end = to.div_ceil(grain).saturating_mul(grain);
+    let (start, end) = (from / grain * grain, to.div_ceil(grain).saturating_mul(grain));
+    let mut parts = free(reading, start, end, unit);
+    parts.retain(|&(at, length)| at + length as u64 > from && at < to);
+    parts
+}
+
+/// Returns the parts of `start..end` in no unit, each of at most `unit` and within one.
+fn free(reading: &Reading, start: u64, end: u64, unit: u64) -> Vec<(u64, usize)> {
     let before = reading.units.range(..start).next_back().map(|(_, u)| u.end());
     let mut at = before.unwrap_or(0).max(start);
     let mut free = Vec::new();
@@ -282,9 +294,7 @@ fn uncovered(reading: &Reading, from: u64, to: u64, grain: u64, unit: u64) -> Ve
     for (mut at, free_end) in free {
         while at < free_end {
             let part_end = ((at / unit + 1) * unit).min(free_end);
-            if part_end > from && at < to {
-                parts.push((at, (part_end - at) as usize));
-            }
+            parts.push((at, (part_end - at) as usize));
             at = part_end;
         }
     }

@@ -1,5 +1,7 @@
 //! Attributes: what the server's tell of others' changes, and what is answered without asking.
 
+use std::time::Instant;
+
 use gridvfs_vfs::{
     Access, AccessGranted, Attr, Caller, Change, FileHandle, FileKind, Result, Status, Vfs, Wcc,
     WccAttr,
@@ -79,9 +81,11 @@ impl Core {
                     return;
                 }
                 let base = known.base.filter(|_| regular);
-                changed = base.is_some_and(|base| !same_data(&base, &signature));
+                changed = base.is_some_and(|base| !same_data(&base, &signature))
+                    || base.is_some() && self.coherence.has_missed(known);
                 if changed {
                     known.key = FileKey::random();
+                    known.changed_at = 0;
                 }
                 known.base = regular.then_some(signature);
                 self.note_attr(known, &server, asked);
@@ -149,7 +153,7 @@ impl Core {
         self.index.update(handle, |known| {
             known.base = base;
             // An answer from before a change of ours tells what is no more.
-            if state.changed_at <= asked {
+            if state.changed_at.max(known.changed_at) <= asked {
                 self.note_attr(known, &shown, asked);
             }
         });
@@ -161,10 +165,11 @@ impl Core {
     pub fn note_own(&self, handle: &FileHandle, attr: Option<Attr>, asked: u64) {
         let clock = self.tick();
         self.index.update(handle, |known| {
-            // Of two changes at a time, either may have been the last.
-            let attr =
-                attr.filter(|attr| attr.kind == FileKind::Directory || !known.overtaken(asked));
-            known.attr = attr;
+            // Of two changes at a time, either may have been the last; and others' change, told since,
+            // may have come after ours, or before it.
+            let directory = |attr: &Attr| attr.kind == FileKind::Directory;
+            let newest = |attr: &Attr| directory(attr) || !known.overtaken(asked);
+            known.attr = attr.filter(|attr| newest(attr) && known.told_at <= asked);
             known.at = now_ms();
             known.changed_at = clock;
             (known.asked, known.learned) = (asked, clock);
@@ -221,9 +226,9 @@ impl Core {
     /// Takes what a change of ours left of a file's data (SETATTR of the size).
     pub fn own_change(&self, node: &Node, state: &mut State, wcc: &Wcc, asked: u64) {
         state.changed_at = self.tick();
-        match wcc.after {
+        match wcc.after.filter(|_| state.told_at <= asked) {
             Some(after) => {
-                state.base = Some(WccAttr::from(&after));
+                self.take_own_base(state, &after);
                 state.settled = true;
                 let (base, written) = (state.base, self.period());
                 self.index.update(&node.handle, |known| {
@@ -238,12 +243,21 @@ impl Core {
             None => {
                 state.settled = false;
                 self.index.update(&node.handle, |known| known.attr = None);
+                if state.told_at > asked && state.dirty.is_empty() {
+                    node.set_size(None);
+                }
             }
         }
     }
 
+    /// Takes what the answer to a change of ours says that it has left.
+    pub fn take_own_base(&self, state: &mut State, after: &Attr) {
+        state.base = Some(WccAttr::from(after));
+        state.own_base_at = Some(Instant::now());
+    }
+
     pub async fn getattr(&self, caller: &Caller, file: &FileHandle) -> Result<Attr> {
-        if let Some(attr) = self.trusted_attr(file).filter(|_| !self.look_at_overwritten(file)) {
+        if let Some(attr) = self.trusted_attr(file) {
             add(&self.counters.attribute_hits, 1);
             return Ok(attr);
         }
@@ -258,7 +272,6 @@ impl Core {
         let asked = self.ask();
         let mut attr = self.buffer.getattr(caller, file).await?;
         self.observe(file, &mut attr, asked);
-        self.look_at_overwritten(file);
         Ok(attr)
     }
 
@@ -278,7 +291,7 @@ impl Core {
             }
         }
         let attr = self.trusted_attr(file).or_else(|| self.walked_attr(file));
-        if let Some(attr) = attr.filter(|_| !self.look_at_overwritten(file)) {
+        if let Some(attr) = attr {
             let granted = match self.index.granted(file, caller, wanted.0) {
                 Some(granted) => Some(granted),
                 None => rights(&attr, caller, wanted.0),
@@ -293,7 +306,6 @@ impl Core {
         let mut answer = self.buffer.access(caller, file, wanted).await?;
         if let Some(attr) = &mut answer.attr {
             self.observe(file, attr, asked);
-            self.look_at_overwritten(file);
             self.walk_opened(caller, file, attr, true);
         }
         self.index.set_granted(file, caller, wanted.0, answer.granted.0);

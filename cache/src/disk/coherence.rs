@@ -11,13 +11,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use gridvfs_vfs::{Attr, Change, Coverage, Ears, FileHandle, FileKind, Leads, Listener, Vfs};
+use gridvfs_vfs::{
+    Attr, Change, Coverage, Ears, FileHandle, FileKind, Leads, Listener, Vfs, WccAttr,
+};
 use parking_lot::Mutex;
 
-use super::node::Node;
+use super::attributes::same_data;
+use super::node::{ConflictKind, Node, State};
 use super::options::Consistency;
 use super::{Core, DiskCache, now_ms};
-use crate::buffer::Asked;
 use crate::counters::add;
 use crate::index::{Known, Name};
 
@@ -25,8 +27,9 @@ use crate::index::{Known, Name};
 /// nobody watches (a further hard link from elsewhere, a shared mapping) is seen then.
 const BELIEVED_FOR: Duration = Duration::from_secs(300);
 
-/// How often it is tried to have a file's data on the server, while it is being written.
-const OVERWRITTEN_TRIES_MAX: usize = 8;
+/// For how long the answer to a change of ours may have had others' in it that is still to be told: as
+/// long as an answer is waited for before nothing is believed any more.
+const UNTOLD_MAX: Duration = Duration::from_secs(15);
 
 /// See the module's description.
 #[derive(Default)]
@@ -38,8 +41,6 @@ pub(crate) struct Coherence {
     began: AtomicU64,
     /// The clock when the question was sent whose answer is told now.
     asked: AtomicU64,
-    /// The same by the buffer layer's.
-    buffer_asked: Mutex<Option<Asked>>,
     listening: AtomicBool,
     state: Mutex<Told>,
     ears: Ears,
@@ -85,6 +86,11 @@ impl Coherence {
         let lives = known.attr.is_some_and(|attr| attr.kind != FileKind::Regular)
             || known.at.saturating_add(BELIEVED_FOR.as_millis() as u64) > now_ms();
         self.is_on() && known.asked >= self.began.load(Ordering::Acquire) && lives
+    }
+
+    /// Says whether others' change may have been lost that has come beside ours, and cannot be told from it.
+    pub fn has_missed(&self, known: &Known) -> bool {
+        known.changed_at != 0 && known.changed_at < self.began.load(Ordering::Acquire)
     }
 
     fn set(&self, reason: Option<&str>) {
@@ -171,126 +177,158 @@ impl Core {
         self.buffer.listen(Arc::downgrade(&listener));
     }
 
-    /// A change of a file that may not have been judged.
+    /// A change of a file was told.
     fn mark(&self, file: &FileHandle, forget: bool) {
-        let node = self.known(file);
-        // The node first: whoever has its lock reads the index.
-        let mut state = node.as_ref().map(|node| node.state.lock());
-        let clock = self.tick();
-        if let Some(state) = &mut state {
-            state.changed_at = clock;
+        let note = |clock| {
+            self.index.update(file, |known| {
+                (known.changed_at, known.told_at) = (clock, clock);
+                if forget {
+                    known.attr = None;
+                }
+            });
+        };
+        if let Some(node) = self.known_or(file, || note(self.tick())) {
+            // The node first: whoever has its lock reads the index.
+            let mut state = node.state.lock();
+            let clock = self.tick();
+            (state.changed_at, state.told_at) = (clock, clock);
+            note(clock);
         }
-        self.index.update(file, |known| {
-            known.changed_at = clock;
-            if forget {
-                known.attr = None;
-            }
-        });
     }
 
-    fn file_told(&self, file: &FileHandle, told: Option<&Attr>) {
-        let asked = self.coherence.asked.load(Ordering::Acquire);
-        let node = self.known(file);
-        if let (Some(told), Some(asked)) = (told, *self.coherence.buffer_asked.lock()) {
-            self.buffer.told(file, told, asked);
-            if self.look_at_overwritten(file) {
-                return;
+    /// Others have changed a file's data, or may have: what is kept of it goes, whatever its attributes
+    /// are. Those that we know may have come with the answer to a change of ours, which was on the server
+    /// after theirs.
+    fn data_told(&self, file: &FileHandle, told: Option<&Attr>) {
+        let verdict = self.judge(file, told);
+        self.mark(file, true);
+        self.drop_data(file, told);
+        match told {
+            Some(told) if verdict.is_some_and(|verdict| verdict != Verdict::Unclear) => {
+                let mut attr = *told;
+                self.observe(file, &mut attr, self.ask());
+                // What is under way was asked for before.
+                self.mark(file, false);
             }
+            _ => self.ask_later(file),
         }
-        let written = |node: &Arc<Node>| node.is_local() || !node.state.lock().settled;
-        if let Some(node) = node.as_ref().filter(|node| written(node))
-            && !self.treatment(node).is_lazy()
-        {
-            // What is told may be from before our last WRITE. An answer is not.
-            return self.ask_later(file, true);
-        }
-        let (shown, changed_at) = match (&node, told) {
-            (Some(node), Some(told)) => {
-                let state = node.state.lock();
-                (Some(state.shown(told)), state.changed_at)
+    }
+
+    fn drop_data(&self, file: &FileHandle, told: Option<&Attr>) {
+        self.buffer.invalidate(file);
+        let renew = || {
+            if self.index.node(file).is_some_and(|known| known.base.is_some()) {
+                add(&self.counters.changed, 1);
+                self.index.update(file, |known| known.renew_key(None));
             }
-            (Some(node), None) => (None, node.state.lock().changed_at),
-            (None, told) => (told.copied(), 0),
         };
+        let Some(node) = self.known_or(file, renew) else {
+            return self.coherence.tell(&Change::File(*file, None));
+        };
+        let lazy = self.treatment(&node).is_lazy();
+        let mut state = node.state.lock();
+        if state.dirty.is_empty() {
+            self.renew(&node, &mut state, None);
+            return node.set_size(None);
+        }
+        if lazy || state.inherited || state.in_doubt {
+            return self.told_under_unsent(&node, &mut state, told);
+        }
+        // As NFS clients do: what is being written goes over what others have written, or has gone. It
+        // is soon on the server's disk and leaves the journal, which lies over everything.
+        self.renew(&node, &mut state, None);
+        state.overtaken_up_to = state.newest;
+        state.commit_wanted = state.newest;
+        drop(state);
+        node.wake.notify_one();
+    }
+
+    /// Others have changed the data under what is to be sent at leisure: a conflict, which is found when
+    /// it is compared with the base, unless the base has it in it.
+    fn told_under_unsent(&self, node: &Node, state: &mut State, told: Option<&Attr>) {
+        if state.handed > state.committed || state.handing || state.committing {
+            state.overtaken_up_to = state.newest;
+            return;
+        }
+        let told = told.map(WccAttr::from);
+        let hidden = told.zip(state.base).is_some_and(|(told, base)| same_data(&told, &base))
+            && state.own_base_at.is_some_and(|at| at.elapsed() < UNTOLD_MAX);
+        if hidden && state.settled && state.conflict.is_none() {
+            self.find_conflict(node, state, ConflictKind::Changed);
+        }
+    }
+
+    /// Data was sent while others' change was told: only the server knows what has become of the file.
+    pub fn sent_over_others(&self, node: &Node, state: &mut State, lazy: bool) {
+        let base = state.base.filter(|_| lazy);
+        self.renew(node, state, base);
+        if state.dirty.is_empty() {
+            node.set_size(None);
+        } else if lazy {
+            self.find_conflict(node, state, ConflictKind::Changed);
+        }
+        self.index.update(&node.handle, |known| known.attr = None);
+    }
+
+    /// Judges told attributes; `None` if only the server can say what the file's are.
+    fn judge(&self, file: &FileHandle, told: Option<&Attr>) -> Option<Verdict> {
+        let (asked, told) = (self.coherence.asked.load(Ordering::Acquire), told?);
         let known = self.index.node(file);
-        let verdict = match (&known, &shown) {
-            (Some(known), Some(shown)) => {
-                judge(known, shown, asked, changed_at.max(known.changed_at))
-            }
-            // Nothing is known, but an answer from before may be on its way.
-            (None, Some(_)) => Verdict::News,
-            (_, None) => Verdict::Unclear,
+        let Some(node) = self.known(file) else {
+            // If nothing is known, an answer from before may be on its way.
+            let judged = known.map(|known| judge(&known, told, asked, known.changed_at));
+            return Some(judged.unwrap_or(Verdict::News));
         };
-        match (verdict, told) {
-            (Verdict::Same, _) => {
+        let lazy = self.treatment(&node).is_lazy();
+        let state = node.state.lock();
+        let quiet = state.dirty.is_empty() && state.settled;
+        if !lazy && !quiet {
+            // What is told may be from before our last WRITE. An answer is not.
+            return None;
+        }
+        let shown = state.shown(told);
+        Some(known.map_or(Verdict::News, |known| {
+            judge(&known, &shown, asked, state.changed_at.max(known.changed_at))
+        }))
+    }
+
+    /// Others have changed a file's attributes, and not its data.
+    fn attributes_told(&self, file: &FileHandle, told: Option<&Attr>) {
+        match (self.judge(file, told), told) {
+            (Some(Verdict::Same), Some(told)) => {
                 add(&self.counters.notices_known, 1);
                 // Who listens here may know less than we do.
-                if let Some(shown) = shown.filter(|_| node.is_none_or(|node| !node.is_local())) {
-                    self.coherence.ears.changed(&Change::File(*file, Some(shown)));
+                let node = self.known(file);
+                if node.as_ref().is_none_or(|node| !node.is_local()) {
+                    let shown = node.map_or(*told, |node| node.state.lock().shown(told));
+                    self.coherence.tell(&Change::Attributes(*file, Some(shown)));
                 }
             }
-            (Verdict::News, Some(told)) => {
+            (Some(Verdict::News), Some(told)) => {
                 let mut attr = *told;
                 self.observe(file, &mut attr, self.ask());
                 self.mark(file, false);
-                self.coherence.ears.changed(&Change::File(*file, Some(attr)));
+                self.coherence.tell(&Change::Attributes(*file, Some(attr)));
             }
-            _ => self.ask_later(file, node.is_some()),
+            _ => {
+                self.mark(file, true);
+                self.ask_later(file);
+            }
         }
     }
 
-    /// A file has changed, in a way that is not known. One in use is asked for at once: who has it open
+    /// What is known of a file is not what it is like. One in use is asked for at once: who has it open
     /// reads on without asking.
-    fn ask_later(&self, file: &FileHandle, in_use: bool) {
-        self.mark(file, true);
+    fn ask_later(&self, file: &FileHandle) {
+        let in_use = self.known(file).is_some();
         let Some(core) = self.this.upgrade().filter(|_| in_use) else {
-            self.coherence.ears.changed(&Change::File(*file, None));
-            return;
+            return self.coherence.tell(&Change::Attributes(*file, None));
         };
         let file = *file;
         self.runtime.spawn(async move {
             let attr = core.getattr(&core.own, &file).await.ok();
-            core.coherence.ears.changed(&Change::File(file, attr));
+            core.coherence.tell(&Change::Attributes(file, attr));
         });
-    }
-
-    /// Looks whether others have changed a file over what we have written to it lately, and what is
-    /// stored of it is not what the server has. In write-back that is a conflict, which is found when
-    /// data is sent.
-    pub fn look_at_overwritten(&self, file: &FileHandle) -> bool {
-        if !self.coherence.is_on()
-            || self.settings.read().consistency != Consistency::Shared
-            || !self.buffer.take_overwritten(file)
-        {
-            return false;
-        }
-        let (Some(core), Some(node)) = (self.this.upgrade(), self.known(file)) else {
-            return false;
-        };
-        if self.treatment(&node).is_lazy() {
-            return false;
-        }
-        self.mark(file, true);
-        self.runtime.spawn(async move {
-            // What of ours is still to be committed leaves the journal, which lies over everything.
-            for _ in 0..OVERWRITTEN_TRIES_MAX {
-                if core.send(&node, true).await.is_err() {
-                    return;
-                }
-                let mut state = node.state.lock();
-                if state.dirty.is_empty() {
-                    core.renew(&node, &mut state, None);
-                    state.changed_at = core.tick();
-                    node.set_size(None);
-                    break;
-                }
-            }
-            core.mark(&node.handle, true);
-            core.buffer.invalidate(&node.handle);
-            let attr = core.getattr(&core.own, &node.handle).await.ok();
-            core.coherence.ears.changed(&Change::File(node.handle, attr));
-        });
-        true
     }
 
     fn name_told(&self, dir: &FileHandle, name: &[u8], leads: &Leads) {
@@ -302,11 +340,14 @@ impl Core {
             Leads::Unknown => Name::Unknown,
         };
         let known = self.index.lookup(dir, name);
+        // First: a change of ours may be answered just now.
+        let clock = self.tick();
+        self.index.update(dir, |known| known.told_at = clock);
+        // What was asked before is not to be noted any more.
+        self.index.dir_changed(dir);
         if to != Name::Unknown && known == to {
             add(&self.counters.notices_known, 1);
         } else {
-            // What was asked before is not to be noted any more.
-            self.index.dir_changed(dir);
             match to {
                 Name::Here(file) if !own => self.index.set_name(dir, name, Some(file)),
                 Name::Absent if !own => self.index.set_name(dir, name, None),
@@ -316,7 +357,21 @@ impl Core {
         // Who listens here may know less than we do.
         self.coherence.ears.changed(&Change::Name(*dir, name.to_vec().into(), *leads));
         if let Leads::To(file, Some(attr)) = leads {
-            self.file_told(file, Some(attr));
+            self.attributes_told(file, Some(attr));
+        }
+    }
+}
+
+impl Core {
+    /// Changes by others may have been lost: where they came beside ours, nothing else tells of them.
+    fn distrust_own(&self) {
+        let nodes: Vec<_> = self.nodes.iter().map(|node| node.value().clone()).collect();
+        for node in nodes {
+            // What is to be sent at leisure is compared with the server's before.
+            let lazy = node.is_local() && self.treatment(&node).is_lazy();
+            if !lazy && (node.is_local() || node.state.lock().changed_at != 0) {
+                self.drop_data(&node.handle, None);
+            }
         }
     }
 }
@@ -324,7 +379,6 @@ impl Core {
 impl Listener for Core {
     fn asking(&self) {
         self.coherence.asked.store(self.ask(), Ordering::Release);
-        *self.coherence.buffer_asked.lock() = Some(self.buffer.asking());
     }
 
     fn changed(&self, change: &Change) {
@@ -333,7 +387,8 @@ impl Listener for Core {
         }
         add(&self.counters.notices, 1);
         match change {
-            Change::File(file, told) => self.file_told(file, told.as_ref()),
+            Change::File(file, told) => self.data_told(file, told.as_ref()),
+            Change::Attributes(file, told) => self.attributes_told(file, told.as_ref()),
             Change::Name(dir, name, leads) => self.name_told(dir, name, leads),
             Change::Names(dir) => {
                 self.index.forget_dir(dir);
@@ -357,6 +412,7 @@ impl Listener for Core {
                 // Answers that are on their way were asked for before.
                 self.coherence.began.store(self.tick(), Ordering::Release);
                 self.index.forget_all();
+                self.distrust_own();
                 self.coherence.set(None);
             }
         }
@@ -418,6 +474,7 @@ mod tests {
             changed_at: 0,
             asked: 0,
             learned,
+            told_at: 0,
         }
     }
 

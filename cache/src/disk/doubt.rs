@@ -41,7 +41,8 @@ impl Core {
         let in_doubt = {
             let mut state = node.state.lock();
             if state.changed_at > asked {
-                return Ok(true);
+                // If others' change was told meanwhile, it is looked at once more.
+                return Ok(state.told_at <= asked);
             }
             let known = state.settled && state.changing == 0;
             let base = state.base.filter(|_| known);

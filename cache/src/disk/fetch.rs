@@ -50,6 +50,15 @@ impl<N: Deref<Target = Node>> Registered<N> {
     }
 }
 
+/// What is fetched of a file, from the first byte to the second, and why.
+#[derive(Clone, Copy, Debug)]
+enum Asked {
+    /// It is read.
+    Read(u64, u64),
+    /// It lies around what is read.
+    Around(u64, u64),
+}
+
 impl Core {
     pub(super) fn register<N: Deref<Target = Node>>(
         &self,
@@ -63,21 +72,56 @@ impl Core {
         Registered { node, number }
     }
 
-    /// Reads `start..end`, and a little around it, from below, and stores it. Returns where the
-    /// answer begins, the data, and whether it reaches the server's end of file; `None` if it may
-    /// lack what was sent meanwhile.
+    /// Reads `start..end` from below and stores it. What lies around it is fetched beside it, and
+    /// stored when it comes. Returns where the answer begins, the data, and whether it reaches the
+    /// server's end of file; `None` if it may lack what was sent meanwhile.
     pub async fn fetch(
         &self,
         caller: &Caller,
-        node: &Node,
+        node: &Arc<Node>,
         treatment: Treatment,
         start: u64,
         end: u64,
     ) -> Result<Option<(u64, Bytes, bool)>> {
-        let (start, end) = treatment.around(start, end);
+        const BLOCK: u64 = BLOCK_BYTES as u64;
+        let (from, to) = treatment.around(start, end);
+        if self.buffer.is_asked_for(&node.handle, from, to) {
+            return self.fetch_exactly(caller, node, treatment, Asked::Read(from, to)).await;
+        }
+        let (start, end) = (start / BLOCK * BLOCK, end.div_ceil(BLOCK) * BLOCK);
+        let fetched = self.fetch_exactly(caller, node, treatment, Asked::Read(start, end)).await?;
+        let to = to.min(node.size().unwrap_or(0));
+        if treatment.keeps()
+            && let Some(core) = self.this.upgrade()
+            && (from < start || end < to)
+        {
+            let (caller, node) = (caller.clone(), node.clone());
+            self.runtime.spawn(async move {
+                for (from, to) in [(from, start), (end, to)] {
+                    let Some((from, to)) = core.store.first_gap(node.key(), from, to) else {
+                        continue;
+                    };
+                    let asked = Asked::Around(from, to);
+                    if let Err(error) = core.fetch_exactly(&caller, &node, treatment, asked).await {
+                        log::debug!("{}: {error}", core.path_text(&node.handle));
+                    }
+                }
+            });
+        }
+        Ok(fetched)
+    }
+
+    async fn fetch_exactly(
+        &self,
+        caller: &Caller,
+        node: &Node,
+        treatment: Treatment,
+        asked: Asked,
+    ) -> Result<Option<(u64, Bytes, bool)>> {
+        let (Asked::Read(start, end) | Asked::Around(start, end)) = asked;
         let registered = self.register(node, start, end);
         let key = node.key();
-        let (data, eof) = self.read_below(caller, node, treatment, start, end).await?;
+        let (data, eof) = self.read_below(caller, node, treatment, asked).await?;
         if treatment.keeps() && !registered.is_overtaken() {
             self.keep(node, key, start, &data, eof);
             if registered.is_overtaken() {
@@ -106,19 +150,21 @@ impl Core {
         caller: &Caller,
         node: &Node,
         treatment: Treatment,
-        start: u64,
-        end: u64,
+        asked: Asked,
     ) -> Result<(Bytes, bool)> {
+        let (Asked::Read(start, end) | Asked::Around(start, end)) = asked;
         let mut first: Option<Bytes> = None;
         let mut rest = BytesMut::new();
         let mut at = start;
         let mut empty = 0;
         loop {
             let count = (end - at).min(1 << 20) as u32;
-            let read = if treatment.ahead {
-                self.buffer.read(caller, &node.handle, at, count).await?
-            } else {
-                self.client.read(caller, &node.handle, at, count).await?
+            let read = match asked {
+                _ if !treatment.ahead => self.client.read(caller, &node.handle, at, count).await?,
+                Asked::Read(..) => self.buffer.read(caller, &node.handle, at, count).await?,
+                Asked::Around(..) => {
+                    self.buffer.read_around(caller, &node.handle, at, count).await?
+                }
             };
             at += read.data.len() as u64;
             empty = if read.data.is_empty() { empty + 1 } else { 0 };
@@ -176,7 +222,8 @@ impl Core {
             if let Some((from, to)) = self.store.first_gap(node.key(), at, end)
                 && !node.state.lock().dirty.covers(from, to)
             {
-                self.fetch(caller, node, treatment, from, to.max(from + 1)).await?;
+                let asked = Asked::Read(from, to.max(from + 1));
+                self.fetch_exactly(caller, node, treatment, asked).await?;
             }
             progress(end - at);
             at = end;

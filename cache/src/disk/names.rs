@@ -81,6 +81,17 @@ impl Core {
         self.note_own(dir, wcc.after, asked);
     }
 
+    /// To be called when a change of ours, asked for when the clock stood at `asked`, was noted: where
+    /// others' change of the directory was told since, nobody knows which of them was the last.
+    fn doubt_names(&self, names: &[(&FileHandle, &[u8])], asked: u64) {
+        for (dir, name) in names {
+            if self.index.node(dir).is_some_and(|known| known.told_at > asked) {
+                self.index.dir_changed(dir);
+                self.index.forget_name(dir, name);
+            }
+        }
+    }
+
     /// Notes a name that was made.
     pub fn made(
         &self,
@@ -109,6 +120,7 @@ impl Core {
                 }
                 self.note_own(handle, made.attr, asked);
                 self.index.created(dir, name, handle);
+                self.doubt_names(&[(dir, name)], asked);
             }
             None => {
                 self.index.dir_changed(dir);
@@ -172,9 +184,10 @@ impl Core {
             state.changed_at = self.tick();
             let after = WccAttr::from(&*attr);
             self.cut(&node, &mut state, attr.size, Some(&after))?;
-            state.base = Some(after);
-            state.settled = true;
-            node.set_size(Some(attr.size));
+            let current = state.told_at <= asked;
+            self.take_own_base(&mut state, attr);
+            state.settled = current;
+            node.set_size(current.then_some(attr.size));
             let (base, written) = (state.base, self.period());
             self.index.update(&handle, |known| {
                 known.base = base;
@@ -189,7 +202,8 @@ impl Core {
     }
 
     /// Returns the file of a name that is about to go. It has to be known if any file has unsent
-    /// data: it may be this one.
+    /// data: it may be this one. So it has if attributes are believed: this change of its own nobody
+    /// tells us of.
     async fn file_of_name(
         &self,
         caller: &Caller,
@@ -198,7 +212,7 @@ impl Core {
     ) -> Result<Option<FileHandle>> {
         match self.index.lookup(dir, name) {
             Name::Here(handle) => Ok(Some(handle)),
-            Name::Unknown if self.dirty_bytes() > 0 => {
+            Name::Unknown if self.dirty_bytes() > 0 || self.coherence.is_on() => {
                 match self.buffer.lookup(caller, dir, name).await {
                     Ok(entry) => Ok(Some(entry.handle)),
                     // What is wrong with it the change itself will say.
@@ -219,6 +233,7 @@ impl Core {
         match self.buffer.remove(caller, dir, name).await {
             Ok(wcc) => {
                 self.index.removed(dir, name);
+                self.doubt_names(&[(dir, name)], asked);
                 self.after(dir, &wcc, asked);
                 self.name_gone(caller, child.as_ref(), last).await;
                 Ok(wcc)
@@ -294,6 +309,7 @@ impl Core {
         match self.buffer.rmdir(caller, dir, name).await {
             Ok(wcc) => {
                 self.index.removed(dir, name);
+                self.doubt_names(&[(dir, name)], asked);
                 self.after(dir, &wcc, asked);
                 if let Some(handle) = child {
                     self.index.forget_dir(&handle);
@@ -341,6 +357,7 @@ impl Core {
             self.index.forget_name(to.0, to.1);
         } else {
             self.index.renamed(from.0, from.1, to.0, to.1);
+            self.doubt_names(&[from, to], asked);
         }
         if let Some(handle) = moved.filter(|_| !self.defers()) {
             // The server's clock is in its ctime now. A session that owns its files goes by its own.
@@ -380,6 +397,7 @@ impl Core {
             None => self.note_own(file, None, 0),
         }
         self.index.created(dir, name, file);
+        self.doubt_names(&[(dir, name)], asked);
         self.after(dir, &linked.dir_wcc, asked);
         Ok(linked)
     }

@@ -106,6 +106,14 @@ pub(crate) struct State {
     /// The cache's clock at our last own change on the server: an answer to a call that was sent
     /// before it proves nothing.
     pub changed_at: u64,
+    /// The same when others' change was told last.
+    pub told_at: u64,
+    /// Unsent data up to here was written before others' change of the data was told: once it is on the
+    /// server, only the server knows which of the two came last.
+    pub overtaken_up_to: u64,
+    /// When `base` was last taken from the answer to a change of ours, which may have had others' in it
+    /// that had not been told yet.
+    pub own_base_at: Option<Instant>,
     /// When the file was last written, by this machine's clock.
     pub mtime: Time,
     /// The time of change that programs have been told last of a file that was written.
@@ -210,6 +218,9 @@ impl Node {
                 base,
                 settled: true,
                 changed_at: 0,
+                told_at: 0,
+                overtaken_up_to: 0,
+                own_base_at: None,
                 mtime: Time::default(),
                 ctime: Time::default(),
                 times: Times::default(),

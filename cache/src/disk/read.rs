@@ -67,7 +67,7 @@ impl Core {
             || match self.settings.read().consistency {
                 Consistency::Shared => {
                     let known = self.index.node(&node.handle);
-                    known.is_some_and(|known| self.coherence.covers(&known))
+                    known.is_some_and(|it| it.attr.is_some() && self.coherence.covers(&it))
                 }
                 consistency => consistency.trusts(),
             }

@@ -419,7 +419,7 @@ impl Core {
         lazy: bool,
     ) -> Result<()> {
         let keeps = self.treatment(node).keeps();
-        let (extents, key, conflict) = {
+        let (extents, key, stores) = {
             let mut state = node.state.lock();
             let mut extents = state.dirty.oldest(0, u64::MAX);
             extents.retain(|extent| extent.seq <= target);
@@ -427,9 +427,10 @@ impl Core {
                 // What is asked for from now on has the data.
                 extents.iter().for_each(|extent| state.outdate(extent.start, extent.end()));
             }
-            (extents, node.key(), state.conflict.is_some())
+            let overtaken = state.overtaken_up_to > state.committed;
+            (extents, node.key(), keeps && state.conflict.is_none() && !overtaken)
         };
-        if keeps && !conflict {
+        if stores {
             self.store_sent(node, key, extents);
             // Before anybody notes the version that the file has now: until the store is durable, a
             // power loss may bring back what was stored before.
@@ -461,6 +462,7 @@ impl Core {
         });
         let freed = state.dirty.clear_sent(target, 0, u64::MAX);
         self.count_freed(&freed);
+        let overtaken = state.overtaken_up_to > state.committed;
         state.committed = state.committed.max(target);
         state.answered = state.answered.max(target);
         state.changed_at = self.tick();
@@ -468,6 +470,7 @@ impl Core {
         match base {
             Some(base) if lazy => {
                 state.base = Some(base);
+                state.own_base_at = Some(Instant::now());
                 // The time that programs were told is set last.
                 let written = state.mtime;
                 state.times.mtime.get_or_insert(written);
@@ -482,6 +485,9 @@ impl Core {
         state.in_doubt = false;
         state.suspects.retain(|extent| extent.seq > target);
         node.note_dirty(&state);
+        if overtaken {
+            self.sent_over_others(node, &mut state, lazy);
+        }
         drop(state);
         self.release(freed);
         // What was read ahead of before the WRITEs may be older than they are.

@@ -73,7 +73,7 @@ impl Core {
                     self.renew(node, &mut state, None);
                 }
                 if quiet && let Some(after) = &wcc.after {
-                    state.base = Some(WccAttr::from(after));
+                    self.take_own_base(&mut state, after);
                     state.settled = true;
                 } else if changes.mtime != SetTime::Keep {
                     state.settled = false;

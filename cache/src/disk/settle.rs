@@ -157,7 +157,7 @@ impl Core {
             state.changed_at = self.tick();
         }
         // Data that was written meanwhile is over this very version.
-        state.base = Some(WccAttr::from(&attr));
+        self.take_own_base(&mut state, &attr);
         state.settled = true;
         state.clears_ids &= !state.dirty.is_empty();
         if !state.dirty.is_empty() {
@@ -180,14 +180,15 @@ impl Core {
         self.index.update(&node.handle, |known| {
             known.base = base;
             known.written = written;
-            known.attr = Some(attr);
+            // Its name may have been changed by us meanwhile, and its ctime with it.
+            known.attr = Some(attr).filter(|_| known.changed_at <= asked);
             known.at = super::now_ms();
             (known.asked, known.learned) = (asked, learned);
         });
         drop(state);
         if self.settings.read().consistency == Consistency::Shared {
             // What was answered before was the best guess.
-            self.coherence.tell(&Change::File(node.handle, Some(attr)));
+            self.coherence.tell(&Change::Attributes(node.handle, Some(attr)));
         }
     }
 }

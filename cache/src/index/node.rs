@@ -31,6 +31,9 @@ pub struct Known {
     pub asked: u64,
     /// See `asked`.
     pub learned: u64,
+    /// The owner's clock when others' change of the file was told last, in memory only: what an answer
+    /// to a question from before says is older. 0: never.
+    pub told_at: u64,
 }
 
 impl Known {
@@ -45,6 +48,7 @@ impl Known {
             changed_at: 0,
             asked: 0,
             learned: 0,
+            told_at: 0,
         }
     }
 

@@ -209,6 +209,7 @@ fn unpack(columns: &NodeColumns) -> Option<NodeRow> {
             changed_at: 0,
             asked: 0,
             learned: 0,
+            told_at: 0,
         },
         epoch: columns.epoch,
         names: columns.names,

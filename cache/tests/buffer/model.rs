@@ -61,7 +61,7 @@ fn small_options() -> BufferOptions {
         clean_max_bytes: 64 * 1024,
         window_max_bytes: 128 * 1024,
         unit_bytes: 32 * 1024,
-        fetch_min_bytes: 4096,
+        around_bytes: 4096,
         write_max_bytes: 300 * 1024,
         write_flight_max_bytes: 128 * 1024,
         write_calls_max: 6,

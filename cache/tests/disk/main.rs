@@ -3,4 +3,5 @@
 mod model;
 mod names;
 mod policy;
+mod told;
 mod world;

@@ -3,8 +3,8 @@
 #![allow(dead_code)] // Each test binary uses a part of it.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -40,6 +40,8 @@ pub struct Far {
     undo: tokio::sync::Mutex<Vec<Undo>>,
     /// How often the server was restarted.
     boots: AtomicU64,
+    /// Of whom a test tells changes.
+    pub ears: Ears,
 }
 
 /// What there was before an unstable WRITE.
@@ -93,6 +95,9 @@ macro_rules! pass_on {
         impl Vfs for Far {
             fn root(&self) -> FileHandle {
                 self.inner.root()
+            }
+            fn listen(&self, listener: Weak<dyn Listener>) {
+                self.ears.add(listener);
             }
             async fn write(
                 &self,
@@ -312,6 +317,7 @@ fn start(
         volatile: AtomicBool::new(false),
         undo: Default::default(),
         boots: AtomicU64::new(0),
+        ears: Ears::default(),
     });
     let handle = runtime.handle().clone();
     let cache = runtime.block_on(async {
@@ -320,7 +326,7 @@ fn start(
         let buffer = BufferLayer::new(names.clone(), handle.clone(), options_below).await;
         let options = DiskOptions {
             defer_names: true,
-            coherence: false,
+            coherence: true,
             dir: cache.into(),
             geometry,
             shared: false,

@@ -1,5 +1,7 @@
 //! Changes by others that the layers below have heard of: what the kernel knows of the files goes.
 
+use std::sync::atomic::Ordering;
+
 use gridvfs_vfs::{Attr, Change, Coverage, FileHandle, FileKind, Listener};
 
 use super::{Core, Invalidation};
@@ -18,34 +20,38 @@ impl Core {
         self.drop_from_kernel(Invalidation::Pages(inode.id, None));
     }
 
-    fn file_changed(&self, file: &FileHandle, attr: Option<&Attr>) {
+    /// Somebody else has changed a file's attributes, and its data if they say so.
+    fn attributes_changed(&self, file: &FileHandle, attr: Option<&Attr>) {
         let Some(inode) = self.inodes.find(file) else { return };
-        match attr {
-            Some(attr) => {
-                inode.forget_seen();
-                // If the data has changed, its pages go with the attributes.
-                self.noted(&inode, attr);
-                self.drop_from_kernel(Invalidation::Attributes(inode.id));
-            }
-            None if inode.kind == FileKind::Regular => {
+        inode.forget_seen();
+        if let Some(attr) = attr {
+            // If the data has changed, its pages go with the attributes.
+            self.noted(&inode, attr);
+        }
+        self.drop_from_kernel(Invalidation::Attributes(inode.id));
+    }
+
+    fn data_changed(&self, file: &FileHandle) {
+        match self.inodes.find(file) {
+            Some(inode) if inode.kind == FileKind::Regular => {
                 inode.note_unknown();
                 self.drop_data(&inode);
             }
-            None => {
-                inode.forget_seen();
-                self.drop_from_kernel(Invalidation::Attributes(inode.id));
-            }
+            _ => self.attributes_changed(file, None),
         }
     }
 }
 
 impl Listener for Core {
     fn changed(&self, change: &Change) {
+        // What is being asked for now is not to be noted as seen.
+        self.changes.fetch_add(1, Ordering::AcqRel);
         match change {
-            Change::File(file, attr) => self.file_changed(file, attr.as_ref()),
+            Change::File(file, _) => self.data_changed(file),
+            Change::Attributes(file, attr) => self.attributes_changed(file, attr.as_ref()),
             // As in a session that hears of nothing: it is looked at again within a second.
             Change::Uncovered(_) => {}
-            Change::Names(dir) => self.file_changed(dir, None),
+            Change::Names(dir) => self.attributes_changed(dir, None),
             Change::Name(dir, name, _) => {
                 if let Some(inode) = self.inodes.find(dir) {
                     inode.forget_seen();

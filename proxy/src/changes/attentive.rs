@@ -30,52 +30,52 @@ impl Attentive {
 
     fn gives(&self, file: &FileHandle) {
         if let Some(client) = &self.client {
-            self.hub.give(client, file, None, self.since);
+            self.hub.give(client, file, self.since);
         }
     }
 
-    /// The caller has changed a file, or a directory.
-    fn changes(&self, file: &FileHandle, after: Option<&Attr>) {
-        self.tell(Item::File(*file));
-        if let Some(client) = &self.client {
-            self.hub.give(client, file, after, self.since);
-        }
+    /// What the call may change, to be told when it ends.
+    fn changing(&self, items: impl IntoIterator<Item = Item>) -> Changing<'_> {
+        Changing { vfs: self, items: items.into_iter().collect() }
     }
 
-    fn names(&self, dir: &FileHandle, name: &[u8], to: Option<&FileHandle>, wcc: &Wcc) {
-        self.tell(Item::Name(*dir, Bytes::copy_from_slice(name)));
-        if let Some(client) = &self.client {
-            self.hub.give_name(client, dir, name, to);
-        }
-        self.changes(dir, wcc.after.as_ref());
-    }
-
-    fn tell(&self, item: Item) {
-        if self.hub.in_process {
-            self.hub.tell(&item, self.client.as_ref());
-        }
+    /// The same for a name and its directory.
+    fn changing_name(&self, dir: &FileHandle, name: &[u8]) -> Changing<'_> {
+        self.changing([name_of(dir, name), Item::Attributes(*dir)])
     }
 
     /// The file of a name that is about to go, if anybody else may know it.
-    async fn at(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Option<FileHandle> {
-        if !self.hub.in_process || !self.hub.has_others(self.client.as_ref()) {
+    async fn at(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Option<Item> {
+        if !self.hub.has_others(self.client.as_ref()) {
             return None;
         }
-        self.inner.lookup(caller, dir, name).await.ok().map(|entry| entry.handle)
+        let entry = self.inner.lookup(caller, dir, name).await.ok()?;
+        Some(Item::Attributes(entry.handle))
     }
 
-    fn created(&self, dir: &FileHandle, name: &[u8], created: &Created) {
-        self.names(dir, name, created.handle.as_ref(), &created.dir_wcc);
+    fn gives_created(&self, dir: &FileHandle, created: &Created) {
+        self.gives(dir);
         if let Some(file) = &created.handle {
-            self.changes(file, created.attr.as_ref());
+            self.gives(file);
         }
     }
+}
 
-    fn removed(&self, dir: &FileHandle, name: &[u8], gone: Option<FileHandle>, wcc: &Wcc) {
-        self.names(dir, name, None, wcc);
-        if let Some(file) = gone {
-            self.tell(Item::File(file));
-        }
+fn name_of(dir: &FileHandle, name: &[u8]) -> Item {
+    Item::Name(*dir, Bytes::copy_from_slice(name))
+}
+
+/// A change under way. Others are told of it when it is over, however it ends: one that has failed, or
+/// that nobody waits for any more, may have come about in part.
+struct Changing<'a> {
+    vfs: &'a Attentive,
+    items: Vec<Item>,
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        let Attentive { hub, client, .. } = self.vfs;
+        self.items.iter().for_each(|item| hub.tell(item, client.as_ref()));
     }
 }
 
@@ -98,8 +98,13 @@ impl Vfs for Attentive {
         changes: &SetAttr,
         guard: Option<Time>,
     ) -> Result<Wcc> {
+        let item = match changes.size {
+            Some(_) => Item::File(*file),
+            None => Item::Attributes(*file),
+        };
+        let _changing = self.changing([item]);
         let wcc = self.inner.setattr(caller, file, changes, guard).await?;
-        self.changes(file, wcc.after.as_ref());
+        self.gives(file);
         Ok(wcc)
     }
 
@@ -159,8 +164,9 @@ impl Vfs for Attentive {
         data: Bytes,
         stable: Stability,
     ) -> Result<Written> {
+        let _changing = self.changing([Item::File(*file)]);
         let written = self.inner.write(caller, file, offset, data, stable).await?;
-        self.changes(file, written.wcc.after.as_ref());
+        self.gives(file);
         Ok(written)
     }
 
@@ -171,8 +177,14 @@ impl Vfs for Attentive {
         name: &[u8],
         how: &CreateHow,
     ) -> Result<Created> {
+        let mut changing = self.changing_name(dir, name);
+        if matches!(how, CreateHow::Unchecked(_)) {
+            // If it is there, it may be cut.
+            let at = self.at(caller, dir, name).await;
+            changing.items.extend(at.map(|at| Item::File(*at.subject())));
+        }
         let created = self.inner.create(caller, dir, name, how).await?;
-        self.created(dir, name, &created);
+        self.gives_created(dir, &created);
         Ok(created)
     }
 
@@ -183,8 +195,9 @@ impl Vfs for Attentive {
         name: &[u8],
         attr: &SetAttr,
     ) -> Result<Created> {
+        let _changing = self.changing_name(dir, name);
         let created = self.inner.mkdir(caller, dir, name, attr).await?;
-        self.created(dir, name, &created);
+        self.gives_created(dir, &created);
         Ok(created)
     }
 
@@ -196,8 +209,9 @@ impl Vfs for Attentive {
         target: &[u8],
         attr: &SetAttr,
     ) -> Result<Created> {
+        let _changing = self.changing_name(dir, name);
         let created = self.inner.symlink(caller, dir, name, target, attr).await?;
-        self.created(dir, name, &created);
+        self.gives_created(dir, &created);
         Ok(created)
     }
 
@@ -209,22 +223,25 @@ impl Vfs for Attentive {
         kind: NodeKind,
         attr: &SetAttr,
     ) -> Result<Created> {
+        let _changing = self.changing_name(dir, name);
         let created = self.inner.mknod(caller, dir, name, kind, attr).await?;
-        self.created(dir, name, &created);
+        self.gives_created(dir, &created);
         Ok(created)
     }
 
     async fn remove(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Wcc> {
-        let gone = self.at(caller, dir, name).await;
+        let mut changing = self.changing_name(dir, name);
+        changing.items.extend(self.at(caller, dir, name).await);
         let wcc = self.inner.remove(caller, dir, name).await?;
-        self.removed(dir, name, gone, &wcc);
+        self.gives(dir);
         Ok(wcc)
     }
 
     async fn rmdir(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Wcc> {
-        let gone = self.at(caller, dir, name).await;
+        let mut changing = self.changing_name(dir, name);
+        changing.items.extend(self.at(caller, dir, name).await);
         let wcc = self.inner.rmdir(caller, dir, name).await?;
-        self.removed(dir, name, gone, &wcc);
+        self.gives(dir);
         Ok(wcc)
     }
 
@@ -237,17 +254,18 @@ impl Vfs for Attentive {
         to_name: &[u8],
         no_replace: bool,
     ) -> Result<(Wcc, Wcc)> {
-        let moved = self.at(caller, from_dir, from_name).await;
-        let replaced = self.at(caller, to_dir, to_name).await;
+        let mut changing = self.changing([
+            name_of(from_dir, from_name),
+            name_of(to_dir, to_name),
+            Item::Attributes(*from_dir),
+            Item::Attributes(*to_dir),
+        ]);
+        changing.items.extend(self.at(caller, from_dir, from_name).await);
+        changing.items.extend(self.at(caller, to_dir, to_name).await);
         let (from, to) =
             self.inner.rename(caller, from_dir, from_name, to_dir, to_name, no_replace).await?;
-        self.tell(Item::Name(*from_dir, Bytes::copy_from_slice(from_name)));
-        self.tell(Item::Name(*to_dir, Bytes::copy_from_slice(to_name)));
-        self.changes(from_dir, from.after.as_ref());
-        self.changes(to_dir, to.after.as_ref());
-        for file in moved.into_iter().chain(replaced) {
-            self.tell(Item::File(file));
-        }
+        self.gives(from_dir);
+        self.gives(to_dir);
         Ok((from, to))
     }
 
@@ -258,9 +276,11 @@ impl Vfs for Attentive {
         dir: &FileHandle,
         name: &[u8],
     ) -> Result<Linked> {
+        let mut changing = self.changing_name(dir, name);
+        changing.items.push(Item::Attributes(*file));
         let linked = self.inner.link(caller, file, dir, name).await?;
-        self.names(dir, name, Some(file), &linked.dir_wcc);
-        self.changes(file, linked.attr.as_ref());
+        self.gives(dir);
+        self.gives(file);
         Ok(linked)
     }
 
@@ -325,8 +345,9 @@ impl Vfs for Attentive {
         length: u64,
         how: Allocation,
     ) -> Result<Wcc> {
+        let _changing = self.changing([Item::File(*file)]);
         let wcc = self.inner.allocate(caller, file, offset, length, how).await?;
-        self.changes(file, wcc.after.as_ref());
+        self.gives(file);
         Ok(wcc)
     }
 

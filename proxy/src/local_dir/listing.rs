@@ -206,7 +206,7 @@ impl LocalDir {
             let watched = match kind {
                 FileKind::Directory => self.watches.watch(key, kind, fd.as_fd()),
                 _ => {
-                    self.watches.place(key, dir.key.id, raw.name)
+                    self.watches.place((key, fd.as_fd()), dir.key.id, raw.name, stat.st_nlink)
                         && (stat.st_nlink == 1 || self.watches.watch(key, kind, fd.as_fd()))
                 }
             };

@@ -156,6 +156,7 @@ impl LocalDir {
     fn name_is_gone(&self, pinned: &impl AsFd, dir: &Node, name: &CStr) {
         let Ok(stat) = sys::fstat(pinned.as_fd()) else { return };
         let Ok(id) = self.devices.id(pinned.as_fd(), &stat) else { return };
+        self.watches.left((&id, pinned.as_fd()), dir.key.id, name.to_bytes(), None);
         if stat.st_nlink == 0 {
             self.nodes.remove(&id);
             self.table.remove(&id);
@@ -229,6 +230,9 @@ impl LocalDir {
         }
         self.table.note(moved_id, to.0.key.id, to.1.to_bytes());
         self.table.drop_location(&moved_id, &from.0.key.id, from.1.to_bytes());
+        let to = (to.0.key.id, to.1.to_bytes());
+        let file = (&moved_id, moved.as_fd());
+        self.watches.left(file, from.0.key.id, from.1.to_bytes(), Some(to));
     }
 
     pub(super) fn do_link(
@@ -249,7 +253,9 @@ impl LocalDir {
             sys_names::link(node.path.as_fd(), dir.path.as_fd(), &link)?;
         }
         self.table.note(node.key.id, dir.key.id, link.to_bytes());
-        Ok(Linked { attr: self.attr_now(&node), dir_wcc: self.wcc(&dir, &before) })
+        // It may now be changed by way of either name.
+        let attr = self.stat(&node).ok().map(|stat| self.attr_of(&node, &stat));
+        Ok(Linked { attr, dir_wcc: self.wcc(&dir, &before) })
     }
 }
 

@@ -162,7 +162,10 @@ impl LocalDir {
         if self.watches.are_on() {
             let watched = match (node.kind, at) {
                 (FileKind::Directory, _) => self.watches.watch(key, node.kind, node.path.as_fd()),
-                (_, Some((parent, name))) => self.watches.place(key, parent, name),
+                (_, Some((parent, name))) => {
+                    let file = (key, node.path.as_fd());
+                    self.watches.place(file, parent, name, stat.st_nlink)
+                }
                 (_, None) => true,
             };
             if !watched {

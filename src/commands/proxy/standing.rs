@@ -187,8 +187,7 @@ async fn open(name: &str, config: &ExportConfig, board: &Arc<HopBoard>) -> Resul
     };
     let blocking = local && stack.cache.is_none();
     let seal = Arc::new(Seal::open(&directories::state()?, name)?);
-    // The kernel tells of all that happens in a directory; elsewhere the calls that pass do, too.
-    let changes = Hub::new(top.clone(), Some(seal.clone()), !blocking, config.exclusive);
+    let changes = Hub::new(top.clone(), Some(seal.clone()), config.exclusive);
     Ok(Served {
         name: name.into(),
         source: config.text.clone(),

@@ -105,6 +105,10 @@ fn add_session(metrics: &mut Metrics, status: &Value) {
         let rtt = (ms / 1000.0).into();
         metrics.number("gridvfs_link_rtt_seconds", "gauge", help, &session, &rtt);
     }
+    if let Some(on) = status["coherence"]["on"].as_bool() {
+        let help = "1 while changes by others are heard of.";
+        metrics.number("gridvfs_coherence_on", "gauge", help, &session, &u64::from(on).into());
+    }
     for (operation, count) in status["requests"].as_object().into_iter().flatten() {
         let labels = format!("{session},operation=\"{operation}\"");
         let help = "Requests of the kernel.";
@@ -173,7 +177,7 @@ mod tests {
         let status = |name: &str| {
             json!({
                 "session": name, "source": "h:/a\"b", "mountpoint": "/m", "version": "1",
-                "uptime_seconds": 3, "requests": {"read": 5, "write": 2},
+                "uptime_seconds": 3, "coherence": {"on": true, "seconds": 2}, "requests": {"read": 5, "write": 2},
                 "cache": {"hits": 9, "unsent_bytes": 7, "directory": "/x", "settings": {"a": 1}},
                 "latency": {"requests": {"read":
                     {"seconds": 0.5, "buckets": [[16, 3], [5000, 1], [null, 1]]}}},
@@ -184,6 +188,7 @@ mod tests {
             "gridvfs_requests_total{session=\"a\",operation=\"read\"} 5",
             "gridvfs_requests_total{session=\"b\",operation=\"write\"} 2",
             "gridvfs_cache_hits_total{session=\"a\"} 9",
+            "gridvfs_coherence_on{session=\"b\"} 1",
             "gridvfs_cache_unsent_bytes{session=\"a\"} 7",
             "# TYPE gridvfs_cache_unsent_bytes gauge",
             "# TYPE gridvfs_request_duration_seconds histogram",

@@ -109,6 +109,11 @@ impl Xdr for Change {
                 to.u32(3);
                 file.encode(to);
             }
+            Self::Attributes(file, attr) => {
+                to.u32(4);
+                file.encode(to);
+                attr.encode(to);
+            }
         }
     }
     fn decode(from: &mut Decoder) -> XdrResult<Self> {
@@ -121,6 +126,7 @@ impl Xdr for Change {
             }
             2 => Self::Names(Xdr::decode(from)?),
             3 => Self::Uncovered(Xdr::decode(from)?),
+            4 => Self::Attributes(Xdr::decode(from)?, Option::<Attr>::decode(from)?),
             value => return Err(XdrError::Unknown { value, what: "change" }),
         })
     }
@@ -166,6 +172,7 @@ mod tests {
                 Change::Name(file(2), Bytes::from_static(b"gone"), Leads::Nowhere),
                 Change::Names(file(4)),
                 Change::Uncovered(file(5)),
+                Change::Attributes(file(6), None),
             ]),
         };
         let decoder = |value: &dyn Fn(&mut Encoder)| {
