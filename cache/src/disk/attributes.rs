@@ -15,6 +15,8 @@ use crate::counters::add;
 use crate::index::Known;
 use crate::journal::{Base, Record};
 
+/// How often attributes are asked for again because a change of ours has overtaken the answer.
+const ASK_AGAIN_MAX: u32 = 8;
 const WRITING: u32 = Access::MODIFY | Access::EXTEND | Access::DELETE;
 
 /// Says whether two signatures are of the same data. The ctime also changes with owners, modes and
@@ -176,8 +178,9 @@ impl Core {
         });
     }
 
-    /// Notes how many names a file has after a LINK that was asked for when the clock stood at `asked`.
-    pub fn note_linked(&self, file: &FileHandle, links: u32, asked: u64) {
+    /// Notes how many names a file has after a change of ours that was asked for when the clock stood at
+    /// `asked`.
+    pub fn note_links(&self, file: &FileHandle, links: u32, asked: u64) {
         let clock = self.tick();
         self.index.update(file, |known| {
             match &mut known.attr {
@@ -269,10 +272,17 @@ impl Core {
             // this caller's.
             let _ = self.send(&node, false).await;
         }
-        let asked = self.ask();
-        let mut attr = self.buffer.getattr(caller, file).await?;
-        self.observe(file, &mut attr, asked);
-        Ok(attr)
+        let mut attempts = ASK_AGAIN_MAX;
+        loop {
+            let asked = self.ask();
+            let mut attr = self.buffer.getattr(caller, file).await?;
+            self.observe(file, &mut attr, asked);
+            let overtaken = |known: Known| known.attr.is_none() && known.overtaken(asked);
+            if attempts == 0 || !self.index.node(file).is_some_and(overtaken) {
+                return Ok(attr);
+            }
+            attempts -= 1;
+        }
     }
 
     /// ACCESS, as every open asks for it.

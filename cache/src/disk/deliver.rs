@@ -357,6 +357,11 @@ impl Core {
                 files.into_iter().flatten().filter(|file| bound(&queue, file)).collect();
             queue.done(number);
             gone = before.into_iter().find(|file| !bound(&queue, file));
+            // Answers that were on their way may be of before it, and are not corrected by it any more.
+            let clock = self.tick();
+            for file in files.into_iter().flatten().filter(|file| !op.ends(file)) {
+                self.index.update(&file, |known| known.changed_at = clock);
+            }
         }
         if let Some(file) = gone {
             self.index.set_alias(&file, None);

@@ -212,9 +212,14 @@ impl Core {
     ) -> Result<Option<FileHandle>> {
         match self.index.lookup(dir, name) {
             Name::Here(handle) => Ok(Some(handle)),
-            Name::Unknown if self.dirty_bytes() > 0 || self.coherence.is_on() => {
+            Name::Unknown if self.dirty_bytes() > 0 || self.trusts() => {
+                let token = self.index.token(dir);
                 match self.buffer.lookup(caller, dir, name).await {
-                    Ok(entry) => Ok(Some(entry.handle)),
+                    Ok(entry) => {
+                        // Of what is pending it is found by its name.
+                        self.index.note_name(dir, name, Some(entry.handle), token);
+                        Ok(Some(entry.handle))
+                    }
                     // What is wrong with it the change itself will say.
                     Err(Error::Status(_)) => Ok(None),
                     Err(error) => Err(error),
@@ -227,7 +232,7 @@ impl Core {
     pub async fn remove(&self, caller: &Caller, dir: &FileHandle, name: &[u8]) -> Result<Wcc> {
         self.refuse_if_read_only()?;
         let child = self.file_of_name(caller, dir, name).await?;
-        let last = self.is_last_name(child.as_ref());
+        let links = self.links(child.as_ref());
         self.intend_removal(child.as_ref())?;
         let asked = self.ask();
         match self.buffer.remove(caller, dir, name).await {
@@ -235,7 +240,7 @@ impl Core {
                 self.index.removed(dir, name);
                 self.doubt_names(&[(dir, name)], asked);
                 self.after(dir, &wcc, asked);
-                self.name_gone(caller, child.as_ref(), last).await;
+                self.name_gone(caller, child.as_ref(), links, asked).await;
                 Ok(wcc)
             }
             Err(error) => {
@@ -262,31 +267,46 @@ impl Core {
         Ok(())
     }
 
-    /// Says whether a file is known to have one name only. To be asked before it is taken away:
-    /// afterwards one may mean another.
-    fn is_last_name(&self, child: Option<&FileHandle>) -> bool {
-        let known = child.and_then(|handle| self.index.node(handle));
-        known.and_then(|known| known.attr).is_some_and(|attr| attr.links == 1)
+    /// How many names a file has, if that is known. To be asked before one is taken away: afterwards it
+    /// may mean those that are left.
+    fn links(&self, child: Option<&FileHandle>) -> Option<u32> {
+        let known = self.index.node(child?)?;
+        known.attr.map(|attr| attr.links)
     }
 
-    /// A name of a file is gone. If it was the last, unsent data is dropped.
-    async fn name_gone(&self, caller: &Caller, child: Option<&FileHandle>, last: bool) {
+    /// A name of a file that had `links` is gone; it was asked for when the clock stood at `asked`. If
+    /// it was the last, unsent data is dropped.
+    async fn name_gone(
+        &self,
+        caller: &Caller,
+        child: Option<&FileHandle>,
+        links: Option<u32>,
+        asked: u64,
+    ) {
         crash::point(crash::Point::AFTER_REMOVE);
         let Some(handle) = child else { return };
         let local = self.known(handle).is_some_and(|node| node.is_local());
         // Others may have moved the file away and put another one in its place.
         let believed = !local || self.settings.read().consistency.trusts();
-        if last && believed {
-            self.discard(handle);
-            self.index.forget_node(handle);
-            self.forget_bound(handle);
-            return;
-        }
-        self.note_own(handle, None, 0);
-        if local && self.buffer.getattr(caller, handle).await.is_err_and(|error| is_gone(&error)) {
-            self.discard(handle);
-        } else {
-            self.not_removed(child);
+        match links {
+            Some(1) if believed => {
+                self.discard(handle);
+                self.index.forget_node(handle);
+                self.forget_bound(handle);
+            }
+            Some(links @ 2..) if self.defers() => {
+                self.note_links(handle, links - 1, asked);
+                self.not_removed(child);
+            }
+            _ => {
+                self.note_own(handle, None, 0);
+                let gone = |error: Error| is_gone(&error);
+                if local && self.buffer.getattr(caller, handle).await.is_err_and(gone) {
+                    self.discard(handle);
+                } else {
+                    self.not_removed(child);
+                }
+            }
         }
     }
 
@@ -334,8 +354,10 @@ impl Core {
         self.refuse_if_read_only()?;
         let moved = self.file_of_name(caller, from.0, from.1).await?;
         let target = self.file_of_name(caller, to.0, to.1).await?;
+        let known = |(dir, name)| self.index.lookup(dir, name) != Name::Unknown;
+        let decided_here = self.defers() && known(from) && known(to);
         let replaced = target.filter(|handle| Some(*handle) != moved);
-        let last = self.is_last_name(replaced.as_ref());
+        let links = self.links(replaced.as_ref());
         self.intend_removal(replaced.as_ref())?;
         let asked = self.ask();
         let renamed = self.buffer.rename(caller, from.0, from.1, to.0, to.1, no_replace).await;
@@ -344,14 +366,16 @@ impl Core {
             Err(error) => {
                 self.index.dir_changed(from.0);
                 self.index.dir_changed(to.0);
-                self.index.forget_name(from.0, from.1);
-                self.index.forget_name(to.0, to.1);
+                if !self.was_expected(from.0, from.1, &error) {
+                    self.index.forget_name(from.0, from.1);
+                    self.index.forget_name(to.0, to.1);
+                }
                 self.not_removed(replaced.as_ref());
                 return Err(error);
             }
         };
         let same_file = moved.is_some() && moved == target;
-        if same_file || !self.defers() && is_unchanged(&from_wcc) {
+        if same_file || !decided_here && is_unchanged(&from_wcc) {
             // Two names of one file: nothing was done. Others may have made them so.
             self.index.forget_name(from.0, from.1);
             self.index.forget_name(to.0, to.1);
@@ -370,7 +394,7 @@ impl Core {
             self.nodes.iter().for_each(|node| node.moved());
         }
         if replaced.is_some() {
-            self.name_gone(caller, replaced.as_ref(), last).await;
+            self.name_gone(caller, replaced.as_ref(), links, asked).await;
         }
         Ok((from_wcc, to_wcc))
     }
@@ -384,15 +408,17 @@ impl Core {
     ) -> Result<Linked> {
         self.refuse_if_read_only()?;
         let asked = self.ask();
-        let mut linked = self.buffer.link(caller, file, dir, name).await.inspect_err(|_| {
-            self.index.forget_name(dir, name);
+        let mut linked = self.buffer.link(caller, file, dir, name).await.inspect_err(|error| {
+            if !self.was_expected(dir, name, error) {
+                self.index.forget_name(dir, name);
+            }
         })?;
         match &mut linked.attr {
             Some(attr) => {
                 let links = attr.links;
                 self.observe(file, attr, asked);
                 attr.links = links;
-                self.note_linked(file, links, asked);
+                self.note_links(file, links, asked);
             }
             None => self.note_own(file, None, 0),
         }

@@ -181,7 +181,7 @@ impl NameOp {
     }
 
     /// Says whether a file has lost its last name by it.
-    fn ends(&self, handle: &FileHandle) -> bool {
+    pub fn ends(&self, handle: &FileHandle) -> bool {
         match &self.change {
             NameChange::Remove { file, last, .. } => *last && file == handle,
             NameChange::Rename { replaced, .. } => *replaced == Some((*handle, true)),

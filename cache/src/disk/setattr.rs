@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use gridvfs_vfs::{
-    Allocation, Caller, Error, FileHandle, Result, SetAttr, SetTime, Status, Time, Vfs, Wcc,
+    Allocation, Attr, Caller, Error, FileHandle, Result, SetAttr, SetTime, Status, Time, Vfs, Wcc,
     WccAttr,
 };
 
@@ -32,7 +32,8 @@ impl Core {
             }
             if self.treatment(&node).is_lazy() {
                 if guard.is_none()
-                    && let Some(wcc) = self.hold_times(&node, changes)?
+                    && node.is_local()
+                    && let Some(wcc) = self.hold_times(caller, &node, changes).await?
                 {
                     return Ok(wcc);
                 }
@@ -124,19 +125,38 @@ impl Core {
 
     /// Write-back: times of a file with unsent data are set when the data has been sent; sending it
     /// would set them again.
-    fn hold_times(&self, node: &Arc<Node>, changes: &SetAttr) -> Result<Option<Wcc>> {
+    async fn hold_times(
+        &self,
+        caller: &Caller,
+        node: &Arc<Node>,
+        changes: &SetAttr,
+    ) -> Result<Option<Wcc>> {
         let others = changes.mode.is_some() || changes.uid.is_some() || changes.gid.is_some();
+        if others || *changes == SetAttr::default() {
+            return Ok(None);
+        }
+        let known = self.index.node(&node.handle).and_then(|known| known.attr);
+        let attr = match known {
+            Some(attr) => attr,
+            None => self.getattr(caller, &node.handle).await?,
+        };
+        self.hold_times_now(node, changes, attr)
+    }
+
+    fn hold_times_now(
+        &self,
+        node: &Node,
+        changes: &SetAttr,
+        mut attr: Attr,
+    ) -> Result<Option<Wcc>> {
         let mut state = node.state.lock();
-        if others || state.dirty.is_empty() {
+        if state.dirty.is_empty() {
             return Ok(None);
         }
         let time = |set| match set {
             SetTime::Keep => None,
             SetTime::ServerNow => Some(now()),
             SetTime::To(time) => Some(time),
-        };
-        let Some(mut attr) = self.index.node(&node.handle).and_then(|known| known.attr) else {
-            return Ok(None);
         };
         state.times.atime = time(changes.atime).or(state.times.atime);
         state.times.mtime = time(changes.mtime).or(state.times.mtime);

@@ -4,4 +4,5 @@ mod model;
 mod names;
 mod policy;
 mod told;
+mod tree;
 mod world;

@@ -156,7 +156,10 @@ macro_rules! pass_on {
                 self.pass().await?;
                 let attr = self.inner.getattr(caller, file).await;
                 // The answer travels, too.
-                tokio::time::sleep(Duration::from_millis(self.delay_ms.load(Ordering::SeqCst))).await;
+                let delay_ms = self.delay_ms.load(Ordering::SeqCst);
+                if delay_ms > 0 {
+                    tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+                }
                 attr
             }
             async fn setattr(
