@@ -126,6 +126,34 @@ P",
     });
 }
 
+/// execve(2) closes files of the mount while nobody may look at the process.
+#[test]
+fn programs_execute_others_with_files_open() {
+    if !installed("python3") {
+        return skipped("programs_execute_others_with_files_open", "needs python3");
+    }
+    policies::each(&policies::ROTATED[..2], |case| {
+        let test = "programs_execute_others_with_files_open";
+        let Some(mut rig) = Rig::mounted_under(test, case) else { return };
+        // One small request after another, so many that an event loop looks for the program just then.
+        rig.shell(
+            "echo > f; echo > g
+             timeout -k 5 120 python3 - <<'P'
+import os
+for count in range(200):
+    child = os.fork()
+    if child == 0:
+        files = [os.open('f', os.O_RDWR) for _ in range(100)]
+        for _ in range(count):
+            os.close(os.open('g', os.O_RDONLY))
+        os.execv('/bin/true', ['true'])
+    assert os.waitpid(child, 0)[1] == 0
+P",
+        );
+        rig.umount();
+    });
+}
+
 #[test]
 fn ordinary_users_can_do_all_of_it() {
     policies::each(&policies::ROTATED, |case| {

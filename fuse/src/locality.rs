@@ -6,8 +6,14 @@
 //! The kernel's scheduler does not know that the one waits for the other. So a thread that sees such
 //! a program goes to the processor where that is, and back to all of its processors when there
 //! is work for more than one: large reads and writes, several programs, several requests at once.
+//!
+//! Where a program is, a thread of its own asks the kernel: that may wait until an execve(2) of the program
+//! is over, which in turn may wait for an event loop (it closes files).
 
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -26,6 +32,10 @@ const SCORE_TO_LEAVE: u32 = 12;
 const LOOK_EVERY: u32 = 64;
 /// After so many looks in a row that find requests which did not wait for an answer, a thread leaves.
 const BUSY_LOOKS_MAX: u32 = 2;
+/// How many looks may be under way; what is more is not asked.
+const LOOKS_MAX: usize = 8;
+/// No answer yet.
+const NOT_KNOWN: u64 = u64::MAX;
 
 #[derive(Default)]
 struct Locality {
@@ -41,7 +51,12 @@ struct Locality {
     all: Option<CpuSet>,
     /// The processor that it is on.
     at: Option<usize>,
+    /// The answer to the last look, if one is awaited.
+    answer: Option<Answer>,
 }
+
+/// A program in the upper half, and the processor that it is on in the lower; [`NOT_KNOWN`] before.
+type Answer = Arc<AtomicU64>;
 
 thread_local! {
     static LOCALITY: RefCell<Locality> = RefCell::default();
@@ -68,6 +83,7 @@ impl Locality {
             self.score = (self.score + 1).min(SCORE_MAX);
         }
         self.program = program;
+        self.take_answer();
         if self.score < SCORE_TO_LEAVE {
             self.leave();
         } else if self.score >= SCORE_TO_GO && self.requests >= LOOK_EVERY {
@@ -90,15 +106,38 @@ impl Locality {
             return;
         }
         self.busy_looks = 0;
-        let processor = processor_of(self.program);
-        if processor.is_none() || processor == self.at {
+        if self.answer.is_none() {
+            let answer = Answer::new(NOT_KNOWN.into());
+            if ask(self.program, &answer) {
+                self.answer = Some(answer);
+            }
+        }
+    }
+
+    /// Goes where the last look has found the program, if that is known by now.
+    fn take_answer(&mut self) {
+        let Some(found) = self.answer.as_ref().map(|answer| answer.load(Ordering::Acquire)) else {
+            return;
+        };
+        if found == NOT_KNOWN {
+            return;
+        }
+        self.answer = None;
+        let (program, processor) = ((found >> 32) as u32, found as u32);
+        if program == self.program && self.score >= SCORE_TO_LEAVE && processor != u32::MAX {
+            self.go(processor as usize);
+        }
+    }
+
+    fn go(&mut self, processor: usize) {
+        if self.at == Some(processor) {
             return;
         }
         let this = Pid::from_raw(0);
         if self.all.is_none() {
             self.all = sched_getaffinity(this).ok();
         }
-        let Some((all, processor)) = self.all.as_ref().zip(processor) else { return };
+        let Some(all) = &self.all else { return };
         let mut one = CpuSet::new();
         if all.is_set(processor) == Ok(true)
             && one.set(processor).is_ok()
@@ -115,6 +154,23 @@ impl Locality {
             let _ = sched_setaffinity(Pid::from_raw(0), &all);
         }
     }
+}
+
+/// Has somebody look where a program is. Returns false if nobody can now.
+fn ask(program: u32, answer: &Answer) -> bool {
+    static LOOKER: OnceLock<Option<SyncSender<(u32, Answer)>>> = OnceLock::new();
+    let looker = LOOKER.get_or_init(|| {
+        let (sender, receiver) = sync_channel::<(u32, Answer)>(LOOKS_MAX);
+        let look = move || {
+            for (program, answer) in receiver {
+                let processor = processor_of(program).map_or(u32::MAX, |number| number as u32);
+                let found = u64::from(program) << 32 | u64::from(processor);
+                answer.store(found, Ordering::Release);
+            }
+        };
+        std::thread::Builder::new().name("locality".into()).spawn(look).ok().map(|_| sender)
+    });
+    looker.as_ref().is_some_and(|looker| looker.try_send((program, answer.clone())).is_ok())
 }
 
 /// Returns the processor that a thread is on, or was on last (proc_pid_stat(5), `processor`).
@@ -137,9 +193,12 @@ mod tests {
         let all = here();
         let this = nix::unistd::gettid().as_raw() as u32;
         let mut locality = Locality::default();
-        for _ in 0..2 * LOOK_EVERY {
+        for _ in 0..100 * LOOK_EVERY {
             std::thread::sleep(std::time::Duration::from_micros(1)); // It waits.
             locality.arrived(this, 0);
+            if locality.at.is_some() {
+                break;
+            }
         }
         let at = locality.at.expect("it has gone to the only program");
         let mut one = CpuSet::new();
