@@ -2,9 +2,7 @@
 
 use gridvfs_vfs::{Attr, Time};
 
-use super::HashList;
-use crate::format::{Action, Metadata, WorkingSet, ZeroMap};
-use crate::layer::Told;
+use crate::format::{Action, Hashes, Metadata, WorkingSet, ZeroMap};
 
 /// Where nothing else says how large a block is, in bytes.
 const BLOCK_BYTES: u64 = 4096;
@@ -17,16 +15,11 @@ pub struct Facts {
     /// As the server told it when the metadata was found to be current.
     mtime: Time,
     metadata: Option<Metadata>,
-    hashes: Option<HashList>,
 }
 
 impl Facts {
-    pub fn new(attr: &Attr, told: Option<Told>) -> Self {
-        let (metadata, hashes) = match told {
-            Some(Told { metadata, hashes }) => (Some(metadata), hashes),
-            None => (None, None),
-        };
-        Self { size: attr.size, mtime: attr.mtime, metadata, hashes }
+    pub fn new(attr: &Attr, metadata: Option<Metadata>) -> Self {
+        Self { size: attr.size, mtime: attr.mtime, metadata }
     }
 
     /// Says whether attributes that came with data are of this version.
@@ -38,8 +31,8 @@ impl Facts {
         self.metadata.as_ref()?.zero.as_ref()
     }
 
-    pub fn hashes(&self) -> Option<&HashList> {
-        self.hashes.as_ref()
+    pub fn hashes(&self) -> Option<&Hashes> {
+        self.metadata.as_ref()?.hashes.as_ref()
     }
 
     pub fn block_bytes(&self) -> u64 {

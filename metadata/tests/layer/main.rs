@@ -2,7 +2,6 @@
 
 mod arriving;
 mod names;
-mod pieces;
 mod reading;
 mod warming;
 mod world;
