@@ -408,7 +408,7 @@ macro_rules! trees {
         proptest! {
             #![proptest_config(ProptestConfig {
                 cases: std::env::var("GRIDVFS_TEST_CASES").ok().and_then(|n| n.parse().ok())
-                    .unwrap_or(16),
+                    .unwrap_or(10),
                 max_shrink_iters: 200,
                 ..ProptestConfig::default()
             })]
