@@ -183,8 +183,9 @@ impl Core {
     pub fn note_links(&self, file: &FileHandle, links: u32, asked: u64) {
         let clock = self.tick();
         self.index.update(file, |known| {
+            let overtaken = known.overtaken(asked);
             match &mut known.attr {
-                Some(attr) if known.changed_at <= asked => attr.links = links,
+                Some(attr) if !overtaken => attr.links = links,
                 _ => known.attr = None,
             }
             known.changed_at = clock;

@@ -181,7 +181,7 @@ impl Core {
             known.base = base;
             known.written = written;
             // Its name may have been changed by us meanwhile, and its ctime with it.
-            known.attr = Some(attr).filter(|_| known.changed_at <= asked);
+            known.attr = Some(attr).filter(|_| !known.overtaken(asked));
             known.at = super::now_ms();
             (known.asked, known.learned) = (asked, learned);
         });
