@@ -139,7 +139,7 @@ pub(crate) struct Core {
     /// Bytes of the journal that have been released since old segments were last looked for.
     dead_bytes: AtomicU64,
     /// For the house-keeper: segments of the journal may go.
-    reclaim: Notify,
+    reclaim: Arc<Notify>,
     /// Writers that wait for room wait here.
     room: Notify,
     sending: Arc<Semaphore>,

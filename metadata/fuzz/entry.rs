@@ -1,6 +1,6 @@
 // What the fuzz target and the ordinary test run (tests/format_mutated.rs) feed with bytes.
 
-use gridvfs_metadata::format::{FormatError, Metadata};
+use gridvfs_metadata::format::{FormatError, Metadata, Outline};
 
 /// Bytes before the table, and of an entry of it (docs/on-disk-format.md).
 const TABLE_AT: usize = 96;
@@ -13,11 +13,43 @@ pub fn parse(bytes: &[u8]) -> [Result<Metadata, FormatError>; 2] {
     mend(&mut mended);
     [bytes, &mended].map(|bytes| {
         let parsed = Metadata::decode(bytes);
+        in_parts(bytes, parsed.as_ref());
         if let Ok(metadata) = &parsed {
             is_sound(metadata);
         }
         parsed
     })
+}
+
+/// Parses it part by part. Panics if that is not what is parsed as a whole.
+fn in_parts(bytes: &[u8], whole: Result<&Metadata, &FormatError>) {
+    let start = &bytes[..bytes.len().min(Outline::BYTES_MAX)];
+    let outline = Outline::read(start, bytes.len() as u64);
+    let Some(outline) = outline.ok().filter(|outline| outline.but_for_hashes().is_some()) else {
+        return;
+    };
+    let part = |part: std::ops::Range<u64>| {
+        Some((part.start, bytes.get(part.start as usize..part.end as usize)?))
+    };
+    let parts = outline.decode(part);
+    if let Ok(whole) = whole {
+        let (metadata, pieces) = parts.expect("what is read as a whole can be read in parts");
+        assert!(metadata == Metadata { hashes: None, ..whole.clone() });
+        let hashes = whole.hashes.as_ref().expect("there are pieces of them");
+        for piece in pieces.missing(0..pieces.blocks()).collect::<Vec<_>>() {
+            let span = pieces.span(piece);
+            let bytes = &bytes[span.start as usize..span.end as usize];
+            pieces.put(piece, bytes).expect("the piece is of the whole");
+        }
+        assert!((0..=pieces.blocks()).all(|block| pieces.get(block) == hashes.get(block)));
+    } else if let Ok((metadata, pieces)) = parts {
+        let _ = metadata.check();
+        for piece in pieces.missing(0..pieces.blocks()).take(8) {
+            let (blocks, span) = (pieces.blocks_of(piece), pieces.span(piece));
+            assert!(blocks.start <= blocks.end && span.start <= span.end);
+            assert_eq!(pieces.get(blocks.start), None);
+        }
+    }
 }
 
 /// Makes the checksums those of the bytes, as far as there is a table.

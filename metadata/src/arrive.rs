@@ -7,6 +7,10 @@
 //! what is missing of its chunks and is not zero, in one call that brings it compressed and without
 //! zeros; where the server has no such call, by READs side by side.
 //!
+//! Hashes say what need not be fetched. A long list of them is fetched in pieces ([`HashList`]):
+//! a read that needs a piece has it fetched beside its data, so that it waits for one round trip as
+//! it would without hashes; bulk waits for its pieces first where the cache holds other files.
+//!
 //! What comes is used only if the file is then still the version that is known (its size and mtime
 //! come with it), and if it fits its hashes: never a mix of two versions. If not, the metadata is
 //! *refuted*: the log says so once, and the file is read as any other.
@@ -14,10 +18,10 @@
 mod bulk;
 mod facts;
 mod flight;
+mod list;
 mod ranges;
 mod take;
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -34,7 +38,8 @@ use crate::counters::{Counters, add};
 use crate::layer::Core;
 
 pub(crate) use facts::{Facts, Order};
-use flight::Flight;
+use flight::{Flight, Flights};
+pub(crate) use list::HashList;
 
 /// By what pieces a file is fetched, in bytes: a random reader has no use for much more, and a call
 /// of this size takes 0.5 ms of a link of 1 Gbit/s.
@@ -74,7 +79,7 @@ pub struct Arrival {
     order: Order,
     /// From the mount's root.
     path: Option<Vec<u8>>,
-    flights: Mutex<HashMap<u64, Arc<Flight>>>,
+    flights: Flights,
     reader: Mutex<Reader>,
     stopped: AtomicBool,
     refuted: AtomicBool,
@@ -111,7 +116,7 @@ impl Arrival {
             facts,
             order,
             path,
-            flights: Mutex::default(),
+            flights: Flights::default(),
             reader: Mutex::default(),
             stopped: false.into(),
             refuted: false.into(),
@@ -216,10 +221,11 @@ impl Arrival {
             reader.end = end;
             reader.window
         };
-        if window == 0 || self.flights.lock().len() >= FLYING_MAX {
+        if window == 0 || self.flights.len() >= FLYING_MAX {
             return;
         }
         let until = (end + window).min(self.version.size);
+        self.bring_hashes(caller, &[(end, (until + AHEAD_BYTES_MAX).min(self.version.size))]);
         let missing: Vec<u64> =
             self.chunks_of(end, until).filter(|chunk| self.is_missing(*chunk)).collect();
         add(&self.counters.ahead_bytes, missing.len() as u64 * self.chunk_bytes);
@@ -229,39 +235,12 @@ impl Arrival {
     /// Has chunks fetched that are not on their way. Returns the flights of all of them.
     fn launch(&self, caller: &Caller, chunks: &[u64]) -> Vec<Arc<Flight>> {
         let per_flight = (SPAN_BYTES / self.chunk_bytes).max(1) as usize;
-        let mut flights = self.flights.lock();
-        let mut all = Vec::new();
-        let mut group: Vec<u64> = Vec::new();
-        let mut new: Vec<(Vec<u64>, Arc<Flight>)> = Vec::new();
-        let mut depart = |group: &mut Vec<u64>, flights: &mut HashMap<u64, Arc<Flight>>| {
-            if group.is_empty() {
-                return;
-            }
-            let flight = Arc::new(Flight::default());
-            for chunk in group.iter() {
-                flights.insert(*chunk, flight.clone());
-            }
-            new.push((std::mem::take(group), flight));
-        };
-        for chunk in chunks {
-            match flights.get(chunk) {
-                Some(flight) => all.push(flight.clone()),
-                None => {
-                    group.push(*chunk);
-                    if group.len() == per_flight {
-                        depart(&mut group, &mut flights);
-                    }
-                }
-            }
-        }
-        depart(&mut group, &mut flights);
-        drop(flights);
+        let (all, new) = self.flights.board(chunks, per_flight);
         for (chunks, flight) in new {
-            all.push(flight.clone());
             let Some(arrival) = self.this.upgrade() else { break };
             let caller = caller.clone();
             self.runtime.spawn(async move {
-                let landing = flight::Landing::new(&arrival, &chunks, flight);
+                let landing = flight::Landing::new(&arrival.flights, &chunks, flight);
                 landing.done(arrival.fetch_chunks(&caller, &chunks).await);
             });
         }

@@ -1,24 +1,25 @@
 //! What the cache holds, by its hashes: a block that is there under another file's name is not
 //! fetched.
 //!
-//! For each version with a list of hashes the list is kept beside the cache; all lists together are
-//! one sorted table in memory, made when it is first needed. Where a hash leads is only a hint: what
+//! For each version with a list of hashes the list is kept beside the cache, as far as it was fetched;
+//! all lists together are one sorted table in memory, made when it is first needed. Where a hash leads is only a hint: what
 //! is found there is hashed before it is used.
 
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use gridvfs_cache::{DiskCache, FileKey};
 use parking_lot::Mutex;
 
-use crate::format::Hashes;
+use crate::format::HASH_BYTES;
 
 /// The most blocks of all lists: 16 bytes of memory each.
 const BLOCKS_MAX: usize = 2 << 20;
 const MAGIC: &[u8; 8] = b"GVFSHSH1";
-const HASH_BYTES: usize = 32;
+/// Magic and the size of a block.
+const HEAD_BYTES: u64 = 16;
 /// How many places are tried for one block.
 const TRIES_MAX: usize = 4;
 
@@ -61,38 +62,51 @@ impl ContentIndex {
         Self { dir, table: Mutex::default() }
     }
 
-    /// Notes the hashes of a version that is about to arrive. Blocks the calling thread.
+    /// Notes hashes of a version that is arriving, by the numbers of their blocks in ascending order;
+    /// the version has `blocks` in all. Blocks the calling thread.
     ///
     /// # Errors
-    /// The disk's: the list is then known to this process only.
+    /// The disk's: the hashes are then known to this process only.
     pub fn add(
         &self,
         disk: &DiskCache,
         key: FileKey,
         block_bytes: u32,
-        hashes: &Hashes,
+        blocks: u64,
+        hashes: impl Iterator<Item = (u64, [u8; HASH_BYTES])>,
     ) -> io::Result<()> {
-        let mut table = self.table.lock();
-        self.read(disk, &mut table);
-        if table.lists.iter().any(|list| list.key == key) {
-            return Ok(());
+        let blocks = blocks.min(BLOCKS_MAX as u64);
+        let hashes: Vec<_> = hashes.take_while(|(block, _)| *block < blocks).collect();
+        {
+            let mut table = self.table.lock();
+            self.read(disk, &mut table);
+            if !table.take(key, block_bytes, &hashes) {
+                return Ok(());
+            }
         }
-        let mut list =
-            Vec::with_capacity(hashes.blocks().min(BLOCKS_MAX as u64) as usize * HASH_BYTES);
-        for block in 0..hashes.blocks().min(BLOCKS_MAX as u64) {
-            list.extend_from_slice(&hashes.get(block).unwrap_or_default());
-        }
-        table.take(key, block_bytes, &list);
-        drop(table);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         let path = self.dir.join(format!("{:016x}", key.0));
-        let draft = path.with_extension("draft");
         let mut options = fs::File::options();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-        file.write_all(MAGIC)?;
-        file.write_all(&u64::from(block_bytes).to_le_bytes())?;
-        file.write_all(&list)?;
-        fs::rename(&draft, &path)
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(path)?;
+        // Written over: a place is but a hint, and half a list is one, too.
+        let mut head = MAGIC.to_vec();
+        head.extend(u64::from(block_bytes).to_le_bytes());
+        file.write_all_at(&head, 0)?;
+        file.set_len(HEAD_BYTES + blocks * HASH_BYTES as u64)?;
+        for run in hashes.chunk_by(|(block, _), (next, _)| block + 1 == *next) {
+            let bytes: Vec<u8> = run.iter().flat_map(|(_, hash)| *hash).collect();
+            file.write_all_at(&bytes, HEAD_BYTES + run[0].0 * HASH_BYTES as u64)?;
+        }
+        Ok(())
+    }
+
+    /// Says whether it knows anything of other versions by blocks of that size. Blocks the calling
+    /// thread.
+    pub fn has_others(&self, disk: &DiskCache, than: FileKey, block_bytes: u32) -> bool {
+        let mut table = self.table.lock();
+        self.read(disk, &mut table);
+        table.lists.iter().any(|list| list.key != than && list.block_bytes == block_bytes)
     }
 
     /// Reads the lists of earlier sessions; those of versions that the cache has nothing of go.
@@ -115,7 +129,11 @@ impl ContentIndex {
                     if disk.gap(key, 0, size) == Some((0, size)) {
                         let _ = fs::remove_file(&path);
                     } else {
-                        table.take(key, block_bytes, &bytes[16..]);
+                        let (list, _) = bytes[16..].as_chunks();
+                        let is_known =
+                            |(_, hash): &(u64, [u8; HASH_BYTES])| hash != &[0; HASH_BYTES];
+                        let hashes = (0..).zip(list.iter().copied()).filter(is_known);
+                        table.take(key, block_bytes, &hashes.collect::<Vec<_>>());
                     }
                 }
                 _ if fits => {
@@ -124,10 +142,10 @@ impl ContentIndex {
                 _ => {}
             }
         }
-        table.places.sort_unstable();
     }
 
-    /// Looks for a block's content in the cache. Returns whether `out` is it now.
+    /// Looks for a block's content in the cache. Returns whether `out` is it now. Blocks the calling
+    /// thread.
     pub fn find(
         &self,
         disk: &DiskCache,
@@ -136,7 +154,8 @@ impl ContentIndex {
         out: &mut [u8],
     ) -> bool {
         let found: Vec<(FileKey, u64)> = {
-            let table = self.table.lock();
+            let mut table = self.table.lock();
+            self.read(disk, &mut table);
             let prefix = prefix(hash);
             let from = table.places.partition_point(|place| place.prefix < prefix);
             table.places[from..]
@@ -157,20 +176,24 @@ impl ContentIndex {
 }
 
 impl Table {
-    fn take(&mut self, key: FileKey, block_bytes: u32, list: &[u8]) {
-        let number = self.lists.len() as u32;
-        self.lists.push(List { key, block_bytes });
-        let before = self.places.len();
-        for (block, hash) in list.chunks_exact(HASH_BYTES).enumerate() {
-            if self.places.len() == BLOCKS_MAX {
-                break;
-            }
-            if hash.iter().any(|byte| *byte != 0) {
-                self.places.push(Place { prefix: prefix(hash), list: number, block: block as u32 });
+    /// Takes hashes of a version. Returns whether any of them are new.
+    fn take(&mut self, key: FileKey, block_bytes: u32, hashes: &[(u64, [u8; HASH_BYTES])]) -> bool {
+        let known = self.lists.iter().position(|list| list.key == key);
+        let number = known.unwrap_or(self.lists.len());
+        if known.is_none() {
+            self.lists.push(List { key, block_bytes });
+        }
+        let list = number as u32;
+        let sorted = self.places.len();
+        for (block, hash) in hashes.iter().take(BLOCKS_MAX - sorted) {
+            let place = Place { prefix: prefix(hash), list, block: *block as u32 };
+            if known.is_none() || self.places[..sorted].binary_search(&place).is_err() {
+                self.places.push(place);
             }
         }
-        if self.is_read && self.places.len() > before {
-            self.places.sort_unstable();
-        }
+        self.places[sorted..].sort_unstable();
+        // Two runs, each in order: it merges them.
+        self.places.sort();
+        self.places.len() > sorted
     }
 }

@@ -15,7 +15,10 @@ mod actions;
 mod container;
 mod error;
 mod hashes;
+mod listing;
 mod name;
+mod outline;
+mod pieces;
 mod varint;
 mod working_set;
 mod zero;
@@ -27,6 +30,8 @@ pub use hashes::{HASH_BYTES, Hashes, zero_hash};
 pub use name::{
     METADATA_SUFFIX, NAME_BYTES_MAX, draft_name, is_metadata_name, metadata_name, subject_name,
 };
+pub use outline::Outline;
+pub use pieces::{HashPieces, PIECE_HASHES};
 pub use working_set::{Touched, WORKING_SET_RANGES_MAX, WorkingSet};
 pub use zero::ZeroMap;
 

@@ -16,6 +16,7 @@
 
 mod guide;
 mod interface;
+mod metafile;
 mod names;
 mod profiles;
 mod read;
@@ -39,10 +40,14 @@ use crate::content::ContentIndex;
 use crate::counters::Counters;
 use crate::profile::Profiles;
 pub(crate) use guide::Guide;
+pub(crate) use metafile::{MetaFile, Told};
 pub use profiles::Profiled;
 use subject::Subject;
 pub use warm::Held;
 
+/// A metadata file of so many bytes takes half of a round trip's time on a link of 1 Gbit/s and 32 ms,
+/// and hashes that had to be asked for would take another round trip.
+pub const WHOLE_BYTES_MAX: u64 = 2 << 20;
 /// Smaller files are not looked at: two or three round trips bring all of them.
 pub const SIZE_MIN: u64 = 256 << 10;
 /// Of so many files it is remembered whether they have metadata.
@@ -60,6 +65,9 @@ pub struct MetaOptions {
     pub content: Option<ContentIndex>,
     /// What metadata files may have done.
     pub actions: Actions,
+    /// Of larger metadata files the hashes are read in pieces, where they are used, in bytes;
+    /// [`WHOLE_BYTES_MAX`] unless there is a reason.
+    pub whole_bytes_max: u64,
 }
 
 /// What was read of a file with a zero map.
@@ -90,6 +98,7 @@ pub(crate) struct Core {
     pub profiles: Option<Profiles>,
     pub content: Option<Arc<ContentIndex>>,
     pub actions: Arc<Actions>,
+    pub whole_bytes_max: u64,
     pub counters: Arc<Counters>,
     subjects: DashMap<FileHandle, Arc<Subject>>,
     /// Where the files of `subjects` are, the other way round.
@@ -116,6 +125,7 @@ impl MetaLayer {
             profiles: options.profiles,
             content: options.content.map(Arc::new),
             actions: Arc::new(options.actions),
+            whole_bytes_max: options.whole_bytes_max,
             counters: Arc::default(),
             subjects: DashMap::new(),
             by_place: DashMap::new(),

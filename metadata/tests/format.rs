@@ -18,6 +18,42 @@ proptest! {
     }
 
     #[test]
+    fn hashes_in_pieces_are_those_of_the_whole(metadata in samples::metadata()) {
+        let bytes = metadata.encode();
+        let size = bytes.len() as u64;
+        let outline = Outline::read(&bytes[..bytes.len().min(Outline::BYTES_MAX)], size);
+        let outline = outline.expect("read");
+        let Some(parts) = outline.but_for_hashes() else {
+            prop_assert!(metadata.hashes.is_none_or(|hashes| hashes.listed() <= PIECE_HASHES));
+            return Ok(());
+        };
+        prop_assert!(parts.iter().map(|part| part.end - part.start).sum::<u64>() < size / 2);
+        let part = |part: std::ops::Range<u64>| {
+            Some((part.start, &bytes[part.start as usize..part.end as usize]))
+        };
+        let (read, pieces) = outline.decode(part).expect("all parts");
+        prop_assert_eq!(&read, &Metadata { hashes: None, ..metadata.clone() });
+        let all = metadata.hashes.expect("there are pieces");
+        let missing: Vec<_> = pieces.missing(0..pieces.blocks()).collect();
+        prop_assert_eq!(missing.len() as u64, all.listed().div_ceil(PIECE_HASHES));
+        for piece in missing {
+            let span = pieces.span(piece);
+            let bytes = &bytes[span.start as usize..span.end as usize];
+            let blocks = pieces.blocks_of(piece);
+            prop_assert!(pieces.missing(blocks.clone()).next() == Some(piece));
+            let mut damaged = bytes.to_vec();
+            damaged[bytes.len() / 2] ^= 1;
+            prop_assert!(pieces.put(piece, &damaged).is_err());
+            prop_assert!(pieces.put(piece, &bytes[1..]).is_err());
+            prop_assert!(!pieces.is_here(piece));
+            prop_assert_eq!(pieces.put(piece, bytes), Ok(()));
+            prop_assert!(blocks.clone().all(|block| pieces.get(block) == all.get(block)));
+            prop_assert_eq!(pieces.missing(blocks).next(), None);
+        }
+        prop_assert!((0..=all.blocks()).all(|block| pieces.get(block) == all.get(block)));
+    }
+
+    #[test]
     fn runs_are_those_of_single_blocks(
         bits in prop::collection::vec(prop::bool::weighted(0.7), 1..300),
         short in 0..4096u64,
@@ -103,6 +139,20 @@ fn the_bytes_are_the_documented_ones() {
         [&1u32.to_le_bytes()[..], &[0; 4], &264u64.to_le_bytes(), &2u64.to_le_bytes()];
     assert_eq!(bytes[96..120], first_entry.concat());
     assert_eq!(bytes[120..152], *blake3::hash(&[1, 0b10110]).as_bytes());
+}
+
+/// As version 1 was before lists of hashes had pieces.
+#[test]
+fn a_file_without_pieces_is_read() {
+    let identity = Identity { size: 1000 * 4096, mtime: Time { seconds: 3, nanoseconds: 4 } };
+    let listed = (0..1000u32).map(|block| *blake3::hash(&block.to_le_bytes()).as_bytes());
+    let hashes = Hashes::new(4096, identity.size, None, listed.collect()).expect("hashes");
+    let metadata = Metadata { hashes: Some(hashes), ..Metadata::new(identity, 4096) };
+    let (new, old) = (metadata.encode(), samples::without_pieces(&metadata.encode()));
+    assert_eq!(new.len() - old.len(), 56 + 2 + 2 * 32, "an entry, a number and two checksums");
+    assert_eq!(Metadata::decode(&old), Ok(metadata));
+    let outline = Outline::read(&old, old.len() as u64).expect("read");
+    assert_eq!(outline.but_for_hashes(), None);
 }
 
 #[test]

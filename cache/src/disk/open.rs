@@ -308,7 +308,7 @@ impl DiskCache {
             cancelled: watch::Sender::new(0),
             found_seq: files.values().map(|file| file.dirty.newest_seq()).max().unwrap_or(0),
             dead_bytes: AtomicU64::new(0),
-            reclaim: Notify::new(),
+            reclaim: Arc::default(),
             room: Notify::new(),
             sending: Arc::new(Semaphore::new(SENDING_MAX)),
             walking: Arc::new(Semaphore::new(WALK_READS_MAX)),

@@ -231,15 +231,13 @@ impl Core {
 /// Keeps the house while the cache lives.
 pub(crate) async fn keep_house(core: Weak<Core>) {
     let mut pauses = 0;
-    if let Some(core) = core.upgrade() {
-        // For the first writes.
-        let _ = tokio::task::spawn_blocking(move || core.make_room()).await;
-    }
+    let Some(first) = core.upgrade() else { return };
+    // Held alone: who waits here must not keep a cache whose session has ended.
+    let reclaim = first.reclaim.clone();
+    // For the first writes.
+    let _ = tokio::task::spawn_blocking(move || first.make_room()).await;
     loop {
-        {
-            let Some(core) = core.upgrade() else { return };
-            let _ = tokio::time::timeout(PAUSE, core.reclaim.notified()).await;
-        }
+        let _ = tokio::time::timeout(PAUSE, reclaim.notified()).await;
         let Some(core) = core.upgrade() else { return };
         pauses += 1;
         let sync = pauses % STORE_SYNC_PAUSES == 0;

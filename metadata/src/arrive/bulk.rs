@@ -48,26 +48,14 @@ impl Arrival {
         self.note_hashes();
     }
 
-    /// Others may find in the cache what arrives here.
-    fn note_hashes(&self) {
-        let (Some(arrival), Some(content)) = (self.this.upgrade(), self.content.clone()) else {
-            return;
-        };
-        self.runtime.spawn_blocking(move || {
-            let Some(hashes) = arrival.facts.hashes() else { return };
-            let block_bytes = arrival.facts.block_bytes() as u32;
-            let noted = content.add(&arrival.disk, arrival.version.key, block_bytes, hashes);
-            if let Err(error) = noted {
-                log::debug!("{}: hashes not kept: {error}", arrival.path_text());
-            }
-        });
-    }
-
     async fn bring_working_set(&self, caller: &Caller) {
         let mut chunks: Vec<u64> = Vec::new();
         let mut listed = std::collections::HashSet::new();
         for (start, end) in &self.order.ranges {
             chunks.extend(self.chunks_of(*start, *end).filter(|chunk| listed.insert(*chunk)));
+        }
+        if !self.order.on_trial && self.hashes_for_bulk(caller, &self.order.ranges).await.is_err() {
+            return;
         }
         self.bring_chunks(caller, chunks.into_iter(), self.order.on_trial).await;
     }
@@ -124,6 +112,7 @@ impl Arrival {
     ) -> Result<bool> {
         // What is on trial is wanted now.
         self.asked(self.version.size);
+        self.hashes_for_bulk(caller, &[(0, self.version.size)]).await?;
         let bytes_of = |chunk| self.span_of(chunk).1 - self.span_of(chunk).0;
         let mut chunks = self.chunks_of(0, self.version.size).peekable();
         let _bulk = loop {
@@ -183,7 +172,9 @@ impl Arrival {
     /// Brings the whole file, by the first action that can.
     async fn bring_whole(&self, caller: &Caller) {
         let key = self.version.key;
-        if !self.keep_whole().await {
+        let all = [(0, self.version.size)];
+        let (hashes, kept) = tokio::join!(self.hashes_for_bulk(caller, &all), self.keep_whole());
+        if !kept || hashes.is_err() {
             return;
         }
         for action in &self.order.actions {
@@ -287,7 +278,7 @@ impl Arrival {
                 }
                 let length = piece.len().min(piece_bytes as usize);
                 let rest = piece.split_off(length);
-                self.take_piece(at, std::mem::replace(&mut piece, rest)).await?;
+                self.take_piece(caller, at, std::mem::replace(&mut piece, rest)).await?;
                 at += length as u64;
             }
             if ended && at < size {
@@ -313,7 +304,9 @@ impl Arrival {
         }
     }
 
-    async fn take_piece(&self, offset: u64, data: Vec<u8>) -> Result<(), String> {
+    async fn take_piece(&self, caller: &Caller, offset: u64, data: Vec<u8>) -> Result<(), String> {
+        let hashes = self.bring_hashes(caller, &[(offset, offset + data.len() as u64)]);
+        super::flight::wait(hashes).await.map_err(|error| error.to_string())?;
         let arrival = self.this.upgrade().ok_or("the session ends")?;
         let work = tokio::task::spawn_blocking(move || {
             let end = offset + data.len() as u64;

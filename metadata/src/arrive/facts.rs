@@ -2,7 +2,9 @@
 
 use gridvfs_vfs::{Attr, Time};
 
-use crate::format::{Action, Hashes, Metadata, WorkingSet, ZeroMap};
+use super::HashList;
+use crate::format::{Action, Metadata, WorkingSet, ZeroMap};
+use crate::layer::Told;
 
 /// Where nothing else says how large a block is, in bytes.
 const BLOCK_BYTES: u64 = 4096;
@@ -15,11 +17,16 @@ pub struct Facts {
     /// As the server told it when the metadata was found to be current.
     mtime: Time,
     metadata: Option<Metadata>,
+    hashes: Option<HashList>,
 }
 
 impl Facts {
-    pub fn new(attr: &Attr, metadata: Option<Metadata>) -> Self {
-        Self { size: attr.size, mtime: attr.mtime, metadata }
+    pub fn new(attr: &Attr, told: Option<Told>) -> Self {
+        let (metadata, hashes) = match told {
+            Some(Told { metadata, hashes }) => (Some(metadata), hashes),
+            None => (None, None),
+        };
+        Self { size: attr.size, mtime: attr.mtime, metadata, hashes }
     }
 
     /// Says whether attributes that came with data are of this version.
@@ -31,8 +38,8 @@ impl Facts {
         self.metadata.as_ref()?.zero.as_ref()
     }
 
-    pub fn hashes(&self) -> Option<&Hashes> {
-        self.metadata.as_ref()?.hashes.as_ref()
+    pub fn hashes(&self) -> Option<&HashList> {
+        self.hashes.as_ref()
     }
 
     pub fn block_bytes(&self) -> u64 {

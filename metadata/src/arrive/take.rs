@@ -12,7 +12,7 @@ use gridvfs_vfs::{
 use tokio::task::JoinSet;
 
 use super::Arrival;
-use super::ranges::calls;
+use super::ranges::{calls, join_closest};
 use crate::counters::add;
 
 /// The block that the disk cache keeps data by, and zeros are told by, in bytes.
@@ -39,7 +39,9 @@ impl Arrival {
         let expected = self.disk.expect(&self.file, key, start, end).ok_or_else(outdated)?;
         let expected = Arc::new(expected);
         let mut missing = self.missing_of(chunks);
-        if let (Some(content), false) = (self.content.clone(), missing.is_empty()) {
+        // Those that are not here come beside the data: it does not wait for them.
+        let are_here = self.bring_hashes(caller, &missing).is_empty() && !missing.is_empty();
+        if let Some(content) = self.content.clone().filter(|_| are_here) {
             let arrival = self.this.upgrade().ok_or(Error::Interrupted)?;
             let (to, ranges) = (expected.clone(), missing);
             let found = tokio::task::spawn_blocking(move || {
@@ -48,6 +50,9 @@ impl Arrival {
             found.await.map_err(|_| Error::Interrupted)?;
             missing = self.missing_of(chunks);
         }
+        join_closest(&mut missing, FETCH_RANGES_MAX);
+        // Also of what lies between what was joined.
+        let hashes = self.bring_hashes(caller, &missing);
         let block = self.facts.block_bytes();
         for ranges in calls(&missing, block, FETCH_RANGES_MAX, FETCH_BYTES_MAX as u64) {
             let fetched = match self.fetch(caller, &ranges).await {
@@ -64,6 +69,7 @@ impl Arrival {
                 self.refute("the file was changed");
                 return Err(outdated());
             }
+            super::flight::wait(hashes.clone()).await?;
             let (arrival, to) = (self.this.upgrade().ok_or(Error::Interrupted)?, expected.clone());
             let taken = tokio::task::spawn_blocking(move || arrival.take_all(&to, &fetched.ranges));
             taken.await.map_err(|_| Error::Interrupted)??;
@@ -174,8 +180,9 @@ impl Arrival {
                 if filled < block && at < self.version.size {
                     continue;
                 }
-                let hash = hashes.get((at - filled) / block);
-                if hash.is_some_and(|hash| *hasher.finalize().as_bytes() != hash) {
+                // One that is not here is on its way again: what came is asked for again.
+                let hash = hashes.get((at - filled) / block).ok_or_else(outdated)?;
+                if *hasher.finalize().as_bytes() != hash {
                     self.refute(&format!("what came at {} has another hash", at - filled));
                     return Err(outdated());
                 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use gridvfs_cache::disk::Version;
 use gridvfs_vfs::{Attr, Caller, FileHandle, Result, Vfs};
 
-use super::Core;
 use super::subject::Subject;
+use super::{Core, Told};
 use crate::arrive::{Arrival, Facts, Order};
 use crate::counters::{Counters, FileReads, add};
-use crate::format::{Metadata, WorkingSet, ZeroMap};
+use crate::format::{WorkingSet, ZeroMap};
 
 /// See the module's description.
 pub(crate) struct Guide {
@@ -31,10 +31,10 @@ impl Guide {
         subject: &Subject,
         attr: &Attr,
         version: Option<Version>,
-        metadata: Option<Metadata>,
+        told: Option<Told>,
         profile: Option<WorkingSet>,
     ) -> Self {
-        let facts = Arc::new(Facts::new(attr, metadata));
+        let facts = Arc::new(Facts::new(attr, told));
         let arrival = core.disk.as_ref().zip(version).map(|(disk, version)| {
             let place = disk.path_of(&subject.file);
             let order = Order::new(&facts, profile.as_ref());
@@ -60,6 +60,11 @@ impl Guide {
     /// Whether what arrived was not what was known: nothing of this is to be used any more.
     pub fn is_refuted(&self) -> bool {
         self.arrival.as_ref().is_some_and(|arrival| arrival.is_refuted())
+    }
+
+    /// Whether more of the metadata file will be read.
+    pub fn reads_on(&self) -> bool {
+        self.facts.hashes().is_some_and(|hashes| hashes.is_in_pieces())
     }
 
     pub fn zero(&self) -> Option<&ZeroMap> {

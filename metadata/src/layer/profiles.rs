@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use gridvfs_vfs::{Caller, CreateHow, Error, FileHandle, Result, SetAttr, Stability, Status};
 
-use super::subject::Subject;
+use super::subject::{Known, Subject};
 use super::{Core, MetaLayer};
 use crate::format::{
     Identity, METADATA_BYTES_MAX, Metadata, WorkingSet, block_bytes_for, metadata_name,
@@ -123,7 +123,14 @@ impl Core {
         if bytes.len() as u64 > METADATA_BYTES_MAX {
             return Err(Status::FBIG.into());
         }
-        self.replace(caller, &dir, &to, bytes.into()).await
+        self.replace(caller, &dir, &to, bytes.into()).await?;
+        if let Known::Guide(guide) = subject.known()
+            && guide.reads_on()
+        {
+            // The file that it would read on is not there any more.
+            subject.forget(&guide);
+        }
+        Ok(())
     }
 
     /// Puts a file in the place of another, whole or not at all.

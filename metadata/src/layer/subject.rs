@@ -4,16 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
-use gridvfs_vfs::{Attr, Caller, Error, FileHandle, FileKind, Result, Status, Time};
+use gridvfs_vfs::{Attr, Caller, Error, FileHandle, FileKind, Result, Time};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
-use super::{Core, Guide, SIZE_MIN};
+use super::{Core, Guide, SIZE_MIN, Told};
 use crate::counters::{FileReads, add};
-use crate::format::{METADATA_BYTES_MAX, Metadata, metadata_name};
+use crate::format::Metadata;
 use crate::profile::Recorder;
-
-/// By what pieces a metadata file is read, in bytes: a full READ.
-const PIECE_BYTES: u64 = 1 << 20;
 
 /// What is known of a file.
 #[derive(Clone)]
@@ -73,6 +70,11 @@ impl Subject {
         self.has_metadata.load(Ordering::Relaxed)
     }
 
+    /// There is a metadata file, of whatever worth.
+    pub fn found_metadata(&self) {
+        self.has_metadata.store(true, Ordering::Relaxed);
+    }
+
     /// Where the file is, as last seen.
     pub fn place(&self) -> Option<(FileHandle, Bytes)> {
         self.place.lock().clone()
@@ -116,7 +118,7 @@ impl Subject {
         matches!(self.known(), Known::Guide(_)) || !self.recorder.is_empty()
     }
 
-    fn warn_once(&self, words: impl FnOnce() -> String) {
+    pub fn warn_once(&self, words: impl FnOnce() -> String) {
         if !self.warned.swap(true, Ordering::Relaxed) {
             log::warn!("{}", words());
         }
@@ -172,8 +174,8 @@ impl Core {
     }
 
     async fn find(&self, caller: &Caller, subject: &Arc<Subject>) -> Result<Option<Guide>> {
-        let metadata = match self.read_metadata(caller, subject).await {
-            Ok(metadata) => metadata,
+        let told = match self.read_told(caller, subject).await {
+            Ok(told) => told,
             Err(error @ (Error::Unreachable(_) | Error::Interrupted)) => return Err(error),
             Err(_) => None,
         };
@@ -190,7 +192,7 @@ impl Core {
         let is_current = |metadata: &Metadata| {
             metadata.identity.size == attr.size && same_time(metadata.identity.mtime, attr.mtime)
         };
-        let metadata = metadata.filter(|metadata| {
+        let told = told.filter(|Told { metadata, .. }| {
             let current = is_current(metadata);
             if !current {
                 add(&self.counters.refused, 1);
@@ -205,74 +207,14 @@ impl Core {
             let path = self.disk.as_ref()?.path_of(&subject.file)?;
             profiles.load(&path, attr.size)
         });
-        if metadata.is_none() && profile.is_none() {
+        if told.is_none() && profile.is_none() {
             return Ok(None);
         }
-        if metadata.is_some() {
+        if told.is_some() {
             add(&self.counters.loaded, 1);
         }
-        Ok(Some(Guide::new(self, subject, &attr, version, metadata, profile)))
+        Ok(Some(Guide::new(self, subject, &attr, version, told, profile)))
     }
-
-    /// Reads a file's metadata file; `None` if there is none that can be used.
-    pub async fn read_metadata(
-        &self,
-        caller: &Caller,
-        subject: &Subject,
-    ) -> Result<Option<Metadata>> {
-        let Some((dir, name)) = subject.place() else { return Ok(None) };
-        let Some(name) = metadata_name(&name) else { return Ok(None) };
-        let entry = match self.below.lookup(caller, &dir, &name).await {
-            Ok(entry) => entry,
-            Err(Error::Status(Status::NOENT | Status::NAMETOOLONG)) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        subject.has_metadata.store(true, Ordering::Relaxed);
-        let attr = match entry.attr {
-            Some(attr) => attr,
-            None => self.below.getattr(caller, &entry.handle).await?,
-        };
-        let refuse = |why: &dyn std::fmt::Display| {
-            add(&self.counters.refused, 1);
-            subject.warn_once(|| {
-                format!("{}: its metadata is not used: {why}", self.path_text(&subject.file))
-            });
-            Ok(None)
-        };
-        if attr.kind != FileKind::Regular {
-            return refuse(&"it is not a file");
-        }
-        if attr.size > METADATA_BYTES_MAX {
-            return refuse(&format!("{} bytes are too many", attr.size));
-        }
-        let bytes = read_all(self, caller, &entry.handle, attr.size).await?;
-        match Metadata::decode(&bytes) {
-            Ok(metadata) => Ok(Some(metadata)),
-            Err(error) => refuse(&error),
-        }
-    }
-}
-
-/// Reads a file from its start to its end: all of it is on its way at once, a few MiB mostly.
-async fn read_all(core: &Core, caller: &Caller, file: &FileHandle, size: u64) -> Result<Vec<u8>> {
-    let pieces: Vec<_> = (0..size)
-        .step_by(PIECE_BYTES as usize)
-        .map(|at| {
-            let (below, caller, file) = (core.below.clone(), caller.clone(), *file);
-            let count = (size - at).min(PIECE_BYTES) as u32;
-            core.runtime.spawn(async move { below.read(&caller, &file, at, count).await })
-        })
-        .collect();
-    let mut all = Vec::with_capacity(size as usize);
-    for piece in pieces {
-        let data = piece.await.unwrap_or(Err(Error::Interrupted))?.data;
-        all.extend_from_slice(&data);
-        if !(all.len() as u64).is_multiple_of(PIECE_BYTES) {
-            // The end, or less than there was: then it is not the whole, and its checksums say so.
-            break;
-        }
-    }
-    Ok(all)
 }
 
 /// Says whether two times are the same, as far as the server tells them: some have microseconds or

@@ -105,6 +105,31 @@ fn content_that_is_here_under_another_name_is_not_fetched() {
 }
 
 #[test]
+fn known_content_between_what_is_new_is_not_fetched() {
+    let world = World::new();
+    let data = mixed(500, 0, 13);
+    let parts = Parts { zero: true, hashes: true, ..Parts::default() };
+    world.put("golden", &data, parts);
+    let file = world.find("golden");
+    assert!(world.read(&file, 0, data.len() as u32) == data);
+
+    let mut other = data.clone();
+    let new: Vec<usize> = (0..500).step_by(3).collect();
+    for number in &new {
+        let block = &mut other[number * BLOCK..(number + 1) * BLOCK];
+        block.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i * (number + 7)) as u8 | 1);
+    }
+    world.put("other", &other, parts);
+    let file = world.find("other");
+    let before = world.far.read_bytes.load(Ordering::SeqCst);
+    assert!(world.read(&file, 0, other.len() as u32) == other);
+    let came = world.far.read_bytes.load(Ordering::SeqCst) - before;
+    let metadata = std::fs::metadata(world.path(".other.gvfs-meta")).expect("there").len();
+    let wanted = (new.len() * BLOCK) as u64;
+    assert!((wanted..=wanted + metadata).contains(&came), "{came} bytes for {wanted}");
+}
+
+#[test]
 fn content_that_is_not_what_the_hashes_say_is_not_used() {
     let world = World::new();
     let data = mixed(300, 0, 6);

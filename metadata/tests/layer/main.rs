@@ -2,6 +2,7 @@
 
 mod arriving;
 mod names;
+mod pieces;
 mod reading;
 mod warming;
 mod world;

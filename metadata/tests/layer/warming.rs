@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use gridvfs_cache::FileKey;
+use gridvfs_metadata::content::ContentIndex;
 use gridvfs_metadata::layer::Held;
 use gridvfs_vfs::FileHandle;
 
@@ -58,6 +60,12 @@ fn known_content_is_copied() {
     world.put("golden", &data, KNOWN);
     warm(&world, &world.find("golden"), data.len() as u64);
     world.again();
+    // Whoever asks first has the lists of earlier sessions read.
+    let index = ContentIndex::new(world.folder.path().join("cache").join("content"));
+    let disk = world.disk.as_ref().expect("a cache");
+    let block = data.chunks(BLOCK).find(|block| block[0] != 0).expect("data");
+    let mut out = vec![0; BLOCK];
+    assert!(index.find(disk, FileKey(0), blake3::hash(block).as_bytes(), &mut out));
     let mut other: Vec<u8> = data.chunks(BLOCK).rev().flatten().copied().collect();
     other[7 * BLOCK..8 * BLOCK].fill(7);
     world.put("other", &other, KNOWN);

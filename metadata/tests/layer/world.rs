@@ -16,6 +16,7 @@ use gridvfs_metadata::content::ContentIndex;
 use gridvfs_metadata::format::{
     Action, Compression, Hashes, Identity, Metadata, WorkingSet, ZeroMap, metadata_name,
 };
+use gridvfs_metadata::layer::WHOLE_BYTES_MAX;
 use gridvfs_metadata::profile::Profiles;
 use gridvfs_metadata::{MetaLayer, MetaOptions};
 use gridvfs_proxy::local_dir::{LocalDir, LocalDirOptions};
@@ -163,6 +164,7 @@ pub struct World {
     pub layer: Arc<MetaLayer>,
     pub caller: Caller,
     pub commands: BTreeMap<String, Vec<String>>,
+    whole_bytes_max: u64,
     pub runtime: Runtime,
 }
 
@@ -179,7 +181,16 @@ impl World {
         Self::with(true, BTreeMap::new())
     }
 
+    /// Hashes come in pieces, however short their list is.
+    pub fn in_pieces() -> Self {
+        Self::of(true, BTreeMap::new(), 0)
+    }
+
     pub fn with(cache: bool, commands: BTreeMap<String, Vec<String>>) -> Self {
+        Self::of(cache, commands, WHOLE_BYTES_MAX)
+    }
+
+    fn of(cache: bool, commands: BTreeMap<String, Vec<String>>, whole_bytes_max: u64) -> Self {
         let folder = tempfile::tempdir().expect("folder");
         std::fs::create_dir(folder.path().join("far")).expect("made");
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -187,13 +198,13 @@ impl World {
             .enable_all()
             .build()
             .expect("runtime");
-        let (far, disk, layer) = layers(folder.path(), &runtime, cache, &commands);
+        let (far, disk, layer) = layers(folder.path(), &runtime, cache, &commands, whole_bytes_max);
         let caller = Caller {
             uid: nix::unistd::geteuid().as_raw(),
             gid: nix::unistd::getegid().as_raw(),
             groups: Vec::new(),
         };
-        Self { folder, far, disk, layer, caller, commands, runtime }
+        Self { folder, far, disk, layer, caller, commands, whole_bytes_max, runtime }
     }
 
     /// Ends the session and begins another one over the same cache.
@@ -203,7 +214,8 @@ impl World {
         self.runtime.block_on(disk.close()).expect("closed");
         let empty = tempfile::tempdir().expect("folder");
         std::fs::create_dir(empty.path().join("far")).expect("made");
-        let (_, _, nothing) = layers(empty.path(), &self.runtime, false, &self.commands);
+        let most = self.whole_bytes_max;
+        let (_, _, nothing) = layers(empty.path(), &self.runtime, false, &self.commands, most);
         // Tasks of the old layers end with what they hold.
         self.layer = nothing;
         let weak = Arc::downgrade(&disk);
@@ -211,7 +223,7 @@ impl World {
         while weak.strong_count() > 0 {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let made = layers(self.folder.path(), &self.runtime, true, &self.commands);
+        let made = layers(self.folder.path(), &self.runtime, true, &self.commands, most);
         (self.far, self.disk, self.layer) = made;
     }
 
@@ -318,6 +330,7 @@ fn layers(
     runtime: &Runtime,
     cache: bool,
     commands: &BTreeMap<String, Vec<String>>,
+    whole_bytes_max: u64,
 ) -> Layers {
     let path = folder.join("far");
     let options = LocalDirOptions::default();
@@ -374,6 +387,7 @@ fn layers(
         profiles: cache.then(|| Profiles::new(dir.join("profiles"))),
         content: cache.then(|| ContentIndex::new(dir.join("content"))),
         actions: Actions { commands: commands.clone(), ..Actions::default() },
+        whole_bytes_max,
     };
     let layer = MetaLayer::new(below, disk.clone(), far.clone(), handle, options);
     (far, disk, Arc::new(layer))

@@ -125,6 +125,7 @@ impl Stack {
             profiles: dir.filter(|_| wanted.profile).map(|dir| Profiles::new(dir.join("profiles"))),
             content: dir.map(|dir| ContentIndex::new(dir.join("content"))),
             actions: Actions { commands: wanted.commands.clone(), remote, ..Actions::default() },
+            whole_bytes_max: gridvfs_metadata::layer::WHOLE_BYTES_MAX,
         };
         let disk = self.cache.as_ref().map(|cache| cache.disk.clone());
         let layer = MetaLayer::new(self.top.clone(), disk, source, Handle::current(), options);
