@@ -25,6 +25,7 @@ mod deliver;
 mod doubt;
 mod fetch;
 mod left;
+mod look_again;
 mod name_conflict;
 mod names;
 mod node;

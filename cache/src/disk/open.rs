@@ -17,6 +17,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use super::below::NameLayer;
 use super::coherence::Coherence;
 use super::left::{JOURNAL, Left};
+use super::look_again;
 use super::options::{AtEnd, Consistency, DiskOptions, Policy};
 use super::pending::{Queue, is_ours};
 use super::{
@@ -254,6 +255,10 @@ impl DiskCache {
         if !shared || before.is_none() {
             origin.write(&origin_path)?;
         }
+        let questions = match settings.consistency {
+            Consistency::ReadOnlyShared => look_again::questions(&index, root),
+            _ => Vec::new(),
+        };
         // A process that was killed may have changed names without a word of it in the index.
         if settings.consistency != Consistency::Dedicated || !index.closed_cleanly() {
             index.forget_all();
@@ -330,6 +335,7 @@ impl DiskCache {
         core.recover(files, restarted);
         core.runtime.spawn(deliver::send_names(core.this.clone()));
         core.runtime.spawn(recover::keep_house(core.this.clone()));
+        core.look_again(questions);
         Ok(Self { core })
     }
 }

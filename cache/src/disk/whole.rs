@@ -126,7 +126,7 @@ impl DiskCache {
     /// Returns where a complete file of the file cache is on this machine. Whoever links to it may
     /// read it for as long as they like; nobody writes it.
     pub fn local_path(&self, file: &FileHandle) -> Option<PathBuf> {
-        let cached = self.core.complete_file(&*self.core.known(file)?)?;
+        let cached = self.core.complete_file(&self.core.node(file))?;
         cached.lend().map(|_| cached.path().to_owned())
     }
 }

@@ -196,6 +196,16 @@ pub(super) fn page(
     rows.collect()
 }
 
+/// At most `count` names of a set that lead to something, in whatever order.
+pub(super) fn here(from: &Connection, names: u64, count: usize) -> SqlResult<Vec<NameRow>> {
+    let mut find = from.prepare_cached(&format!(
+        "SELECT {NAME_COLUMNS} FROM name WHERE names = ?1 AND state = {STATE_HERE} LIMIT ?2"
+    ))?;
+    let rows =
+        find.query_map(params![names as i64, count as i64], |row| NameRow::read(row, names))?;
+    rows.filter_map(Result::transpose).collect()
+}
+
 /// Begins to remove a set: from now on nobody takes a name for absent because it is not there.
 pub(super) fn drop_whole(to: &Connection, names: u64) -> SqlResult<()> {
     to.prepare_cached("DELETE FROM name WHERE names = ?1 AND name = ?2")?

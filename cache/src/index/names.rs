@@ -6,7 +6,7 @@ use bytes::Bytes;
 use gridvfs_vfs::{FileHandle, is_dots};
 
 use super::listing::ListingToken;
-use super::name_rows;
+use super::name_rows::{self, NameRow};
 use super::node::{Node, Place};
 use super::rows::Found;
 use super::table::Slot;
@@ -89,6 +89,24 @@ impl Index {
             let mut shard = self.names.find(key, |key| key.into(), || self.queue.written(), load);
             shard.get(key).and_then(|slot| slot.value).unwrap_or(Child::Unknown)
         })
+    }
+
+    /// Returns at most `count` names of a directory, with what they lead to, and whether there are no
+    /// others. What was noted a moment ago may be missing.
+    pub fn known_names(&self, dir: &FileHandle, count: usize) -> (Vec<(Bytes, FileHandle)>, bool) {
+        let known = self.with_node(dir, |node| (node.names, node.listed));
+        let Some((names, listed)) = known.filter(|(names, _)| *names != 0) else {
+            return (Vec::new(), false);
+        };
+        let read = self.database.read(|database| {
+            let whole = listed && name_rows::is_whole(database, names)?;
+            Ok((name_rows::here(database, names, count)?, whole))
+        });
+        let child = |row: NameRow| match row.child {
+            Child::Here(handle) => Some((row.name, handle)),
+            Child::Absent | Child::Unknown => None,
+        };
+        (read.0.into_iter().filter_map(child).collect(), read.1)
     }
 
     /// Notes what a name of a directory leads to; `None`: it is absent. In a directory whose

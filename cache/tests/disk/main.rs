@@ -3,6 +3,7 @@
 mod model;
 mod names;
 mod policy;
+mod remounted;
 mod told;
 mod tree;
 mod world;

@@ -41,7 +41,8 @@ pub(super) struct Notice {
     pub own: bool,
     /// The directory, and the name in it of what has changed; `.` for itself.
     pub entry: Option<(Object, Box<[u8]>)>,
-    /// The file itself, or the directory of a name.
+    /// The file itself; of a name what it leads to, or led to, where the kernel tells that (Linux 5.17),
+    /// else the directory.
     pub file: Option<Object>,
 }
 
@@ -79,7 +80,15 @@ impl AsFd for Notices {
 
 impl Notices {
     pub(super) fn new() -> SysResult<Self> {
-        let flags = libc::FAN_CLASS_NOTIF
+        match Self::with(libc::FAN_REPORT_TARGET_FID) {
+            Err(Errno(libc::EINVAL)) => Self::with(0),
+            result => result,
+        }
+    }
+
+    fn with(flags: u32) -> SysResult<Self> {
+        let flags = flags
+            | libc::FAN_CLASS_NOTIF
             | libc::FAN_CLOEXEC
             | libc::FAN_NONBLOCK
             | libc::FAN_REPORT_FID
@@ -229,7 +238,10 @@ mod tests {
             assert_eq!(notice.entry, Some((dir.clone(), b"ours".as_slice().into())));
         }
         let mut shell = Command::new("sh");
-        shell.args(["-c", "echo b >>ours; mv ours theirs; chmod 600 theirs"]);
+        shell.args([
+            "-c",
+            "echo b >>ours; mv ours theirs; chmod 600 theirs; ln theirs also; rm also",
+        ]);
         assert!(shell.current_dir(&folder).status().expect("runs").success());
         let all = heard(&notices);
         assert!(all.iter().all(|notice| !notice.own), "{all:?}");
@@ -242,6 +254,15 @@ mod tests {
         assert!(of(b"ours", Notice::is_of_data) && of(b"ours", Notice::is_of_name));
         assert!(of(b"theirs", Notice::is_of_name));
         assert!(of(b"theirs", |notice| !notice.is_of_data() && !notice.is_of_name()));
+        if Notices::with(libc::FAN_REPORT_TARGET_FID).is_err() {
+            return;
+        }
+        let theirs = std::fs::File::open(folder.path().join("theirs")).expect("opens");
+        let theirs = Object::of(theirs.as_fd()).expect("a handle");
+        let of_also =
+            |notice: &&Notice| notice.entry.as_ref().is_some_and(|(_, name)| **name == *b"also");
+        let told: Vec<_> = all.iter().filter(of_also).map(|notice| &notice.file).collect();
+        assert!(!told.is_empty() && told.iter().all(|file| **file == Some(theirs.clone())));
     }
 
     #[test]

@@ -407,8 +407,8 @@ impl State {
         if let Some(watched) = file.and_then(|file| self.watched.get(&file)) {
             changes.push(change(&watched.key));
         }
-        let placed = notice.file.as_ref().filter(|_| !notice.is_of_name());
-        changes.extend(placed.and_then(|file| self.by_file.get(file)).map(change));
+        // A link that is made or removed changes the file, too, by whatever name it was given.
+        changes.extend(notice.file.as_ref().and_then(|file| self.by_file.get(file)).map(change));
         let Some((watch, name)) = at.filter(|(_, name)| *name != b".") else { return };
         if !notice.is_of_name() {
             let entry = self.watched.get(&watch).and_then(|watched| watched.entries.get(name));
