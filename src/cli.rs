@@ -238,7 +238,7 @@ pub struct SetArgs {
 pub struct ConflictsArgs {
     /// A session's name, or its mount point
     pub session: String,
-    /// A file in conflict, as listed or through the mount point
+    /// A file in conflict, as listed or through the mount point (of a standing proxy: EXPORT/PATH)
     #[arg(requires = "how")]
     pub path: Option<PathBuf>,
     /// What is to become of it

@@ -11,8 +11,13 @@ use serde_json::{Value, json};
 use crate::session::Record;
 
 /// Returns a path as typed as one from the session's root. It may lead through the mount point, or
-/// be one from the session's root already.
+/// be one from the session's root already. Of a standing proxy it begins with the export's name.
 pub fn in_session(record: &Record, typed: &Path) -> Result<Value> {
+    if record.mountpoint.is_none() {
+        let path = normal(typed);
+        let path = path.strip_prefix("/").unwrap_or(&path);
+        return Ok(to_value(path.as_os_str().as_bytes()));
+    }
     let absolute = normal(&std::path::absolute(typed)?);
     let mountpoint = record.mounted_on()?;
     let candidates = [

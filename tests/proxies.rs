@@ -508,11 +508,11 @@ fn a_standing_proxy_is_a_session() {
     for words in [
         &["set", &name, "write_policy=write-back"][..],
         &["umount", &name],
-        &["conflicts", &name],
         &["cache", "status", &name],
     ] {
         assert_eq!(verb(words, 6)["code"], "refused");
     }
+    assert_eq!(verb(&["conflicts", &name], 0), serde_json::json!([]));
     let export = rig.export.display();
     let twin = format!(
         "name = \"{name}\"\nlisten_keyless = [\"127.0.0.1:0\"]\n[export.vms]\nsource = \"{export}\"\n"
@@ -557,6 +557,59 @@ fn a_standing_proxy_is_a_session() {
     assert_eq!(verb(&["status", &name], 8)["code"], "silent");
     verb(&["umount", &name], 0);
     assert_eq!(verb(&["status", &name], 3)["code"], "no-session");
+}
+
+#[test]
+fn conflicts_of_a_proxys_caches_are_settled() {
+    let test = "conflicts_of_a_proxys_caches_are_settled";
+    let Some(rig) = Rig::new(test, Way::Local) else { return };
+    let name = format!("hop-{}", std::process::id());
+    let export = rig.export.display();
+    let far = Proxy::start(
+        &rig.folder.join("far"),
+        &format!("listen_keyless = [\"127.0.0.1:0\"]\n[export.vms]\nsource = \"{export}\"\n"),
+    );
+    let toml = format!(
+        "name = \"{name}\"\nlisten_keyless = [\"127.0.0.1:0\"]\n\
+         [export.vms]\nsource = \"gridvfs://{}/vms\"\n{SMALL_CACHE}write_policy = \"write-back\"\n\
+         writeback_delay = 600\nwriteback_age = 600\n",
+        far.address(0)
+    );
+    let proxy = Proxy::start(&rig.folder.join("proxy"), &toml);
+    let source = format!("gridvfs://{}/vms", proxy.address(0));
+    let mount = Mount::new(&rig, "one", &source, &["-o", "cache=off"]);
+    let names = ["mine", "theirs", "both"];
+    for name in names {
+        std::fs::write(mount.point.join(name), b"at first").expect("writes");
+    }
+    shell(&mount.point, "sync mine theirs both");
+    verb(&["writeback", &name], 0);
+    for name in names {
+        let file = std::fs::File::options().write(true).open(mount.point.join(name));
+        let file = file.expect("opens");
+        file.write_all_at(b"ours....", 0).expect("writes");
+        file.sync_all().expect("syncs");
+        std::fs::write(rig.export.join(name), b"theirs..").expect("writes");
+    }
+    assert_eq!(verb(&["writeback", &name], 7)["code"], "conflict");
+    let listed = verb(&["conflicts", &name], 0);
+    let mut paths: Vec<_> =
+        listed.as_array().expect("a list").iter().map(|one| one["path"].as_str()).collect();
+    paths.sort();
+    assert_eq!(paths, [Some("vms/both"), Some("vms/mine"), Some("vms/theirs")]);
+    verb(&["conflicts", &name, "mine", "keep-mine"], 1);
+    verb(&["conflicts", &name, "vms/mine", "keep-mine"], 0);
+    verb(&["conflicts", &name, "/vms/theirs", "keep-theirs"], 0);
+    let saved = verb(&["conflicts", &name, "vms/both", "save-mine"], 0);
+    let saved = saved["saved"].as_str().and_then(|saved| saved.strip_prefix("vms/"));
+    let saved = saved.expect("a path").to_string();
+    verb(&["writeback", &name], 0);
+    assert_eq!(verb(&["conflicts", &name], 0), serde_json::json!([]));
+    let server = |name: &str| std::fs::read(rig.export.join(name)).expect("there");
+    assert_eq!(server("mine"), b"ours....");
+    assert_eq!((server("theirs"), server("both")), (b"theirs..".into(), b"theirs..".into()));
+    assert_eq!(server(&saved), b"ours....");
+    mount.end();
 }
 
 #[test]

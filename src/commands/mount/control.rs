@@ -1,6 +1,7 @@
 //! What a session's control socket and signals tell and do. What concerns single files is in
 //! [`super::files`].
 
+pub mod conflicts;
 pub mod status;
 
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use gridvfs_cache::DiskCache;
-use gridvfs_cache::disk::{Conflict, Consistency, Policy, Settings};
+use gridvfs_cache::disk::{Consistency, Policy, Settings};
 use gridvfs_fuse::Activity;
 use gridvfs_metadata::MetaLayer;
 use gridvfs_vfs::{Error, Vfs};
@@ -246,40 +247,6 @@ impl SessionControl {
         Ok(bad.await?)
     }
 
-    fn conflicts(&self) -> Result<Value> {
-        let cache = self.cache()?;
-        let conflict = |conflict: Conflict| {
-            json!({
-                "path": conflict_path(&conflict),
-                "kind": conflict.kind.to_string(),
-                "unsent_bytes": conflict.unsent_bytes,
-            })
-        };
-        Ok(json!({"conflicts": cache.conflicts().into_iter().map(conflict).collect::<Vec<_>>()}))
-    }
-
-    async fn resolve(&self, arguments: &Value) -> Result<Value> {
-        let cache = self.cache()?;
-        let path = paths::from_value(&arguments["path"])?;
-        let how = arguments["how"].as_str().unwrap_or_default();
-        let how = how.parse().map_err(anyhow::Error::msg)?;
-        let listed = cache.conflicts();
-        // Its bytes, or else as people are told of it: few shells take bytes that are no text.
-        let is_it = |conflict: &&Conflict| conflict.path.as_ref() == Some(&path);
-        let is_told =
-            |conflict: &&Conflict| paths::text(&conflict_path(conflict)).as_bytes() == path;
-        let Some(file) = listed.iter().find(is_it).or_else(|| listed.iter().find(is_told)) else {
-            let text = paths::text(&arguments["path"]);
-            return Err(Hinted::error(
-                format!("{text} is in no conflict"),
-                format!("gridvfs conflicts {} lists those that are", self.record.name),
-            ));
-        };
-        let saved = cache.resolve(&file.handle, how).await;
-        let saved = saved.map_err(|error| anyhow::anyhow!("{}", files::plain(&error)))?;
-        Ok(json!({"saved": saved.map(|path| paths::to_value(&path))}))
-    }
-
     /// Starts or ends a recording of what is touched, or tells what was.
     async fn profile(&self, arguments: &Value) -> Result<Value> {
         let layer = self.metadata.as_ref().filter(|_| self.cache.is_some()).ok_or_else(|| {
@@ -345,14 +312,6 @@ impl Service for SessionControl {
     }
 }
 
-/// A conflict's path for a reply; the file's handle if nobody knows its path.
-fn conflict_path(conflict: &Conflict) -> Value {
-    match &conflict.path {
-        Some(path) => paths::to_value(path),
-        None => json!(format!("{:?}", conflict.handle)),
-    }
-}
-
 #[async_trait]
 impl Control for SessionControl {
     async fn run(
@@ -381,8 +340,10 @@ impl Control for SessionControl {
             }
             "cancel" => self.cancel()?,
             "set" => self.set(arguments)?,
-            "conflicts" => self.conflicts()?,
-            "resolve" => self.resolve(arguments).await?,
+            "conflicts" => conflicts::list(&[(None, self.cache()?)]),
+            "resolve" => {
+                conflicts::resolve(&[(None, self.cache()?)], &self.record.name, arguments).await?
+            }
             "cache-status" => self.whole_cache_status().await?,
             "cache-verify" => self.verify(progress).await?,
             "cache-warm" => {

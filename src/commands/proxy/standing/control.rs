@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::Served;
+use crate::commands::mount::control::conflicts;
 use crate::commands::mount::control::status::{stack_json, times_json};
 use crate::commands::mount::manager::{Held, Service};
 use crate::options::differences;
@@ -61,6 +62,11 @@ impl ProxyControl {
     /// The exports that have a disk cache.
     fn caches(&self) -> impl Iterator<Item = (&Served, &Arc<DiskCache>)> {
         self.served.iter().filter_map(|export| Some((export, &export.stack.cache.as_ref()?.disk)))
+    }
+
+    /// The same, each with its export's name.
+    fn named_caches(&self) -> Vec<(Option<&str>, &Arc<DiskCache>)> {
+        self.caches().map(|(export, disk)| (Some(&*export.name), disk)).collect()
     }
 
     /// Sends what is unsent of all exports; with `flushes`, empties their caches, too. Goes on after
@@ -255,7 +261,7 @@ impl Service for ProxyControl {
 
 #[async_trait]
 impl Control for ProxyControl {
-    async fn run(&self, verb: &str, _: &Value, _: Progress<'_>) -> Result<Option<Value>> {
+    async fn run(&self, verb: &str, arguments: &Value, _: Progress<'_>) -> Result<Option<Value>> {
         Ok(Some(match verb {
             "status" => self.status(),
             "writeback" | "flush" => {
@@ -282,9 +288,14 @@ impl Control for ProxyControl {
                     ),
                 )));
             }
-            "conflicts" | "resolve" | "profile" | "local-file" => bail!(Exit::Refused.mark(
-                anyhow::anyhow!("{verb} is for mounts; {} is a standing proxy", self.record.name)
-            )),
+            "conflicts" => conflicts::list(&self.named_caches()),
+            "resolve" => {
+                conflicts::resolve(&self.named_caches(), &self.record.name, arguments).await?
+            }
+            "profile" | "local-file" => bail!(Exit::Refused.mark(anyhow::anyhow!(
+                "{verb} is for mounts; {} is a standing proxy",
+                self.record.name
+            ))),
             _ if verb.starts_with("cache-") => bail!(Exit::Refused.mark(anyhow::anyhow!(
                 "{verb} is for mounts; {} is a standing proxy",
                 self.record.name
