@@ -464,7 +464,6 @@ fn two_sessions_at_random_agree() {
 }
 
 #[test]
-#[ignore = "1 of 36 runs fails (docs/decisions/0029): make test-coherence"]
 fn writers_that_do_not_wait_agree_in_the_end() {
     let test = "writers_that_do_not_wait_agree_in_the_end";
     let Some(rig) = Rig::new(test, Way::Ssh) else { return };
