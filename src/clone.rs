@@ -141,7 +141,6 @@ pub fn make(
         golden::Layout::Vmware => vmware::plan(golden, wish)?,
         golden::Layout::Xen => xen::plan(golden, wish)?,
     };
-    ahead::plan(&plan);
     let mut work = Work { building, watch, phases: Vec::new(), begin };
     work.done("configuration", format!("read {}", golden.configuration_name()))?;
     carry_out(&plan, &mut work)?;

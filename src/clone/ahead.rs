@@ -2,13 +2,13 @@
 //! cost some round trips each. Nobody waits for it here, and what fails is asked for again by whoever
 //! needs it.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-
-use super::{Item, Plan};
+use parking_lot::Mutex;
 
 /// Files of a golden directory that are fetched before anybody knows what they are: configurations.
 const SMALL_BYTES_MAX: u64 = 64 << 10;
@@ -32,12 +32,18 @@ pub fn directory(directory: PathBuf) {
     });
 }
 
-/// Fetches what the clone, or who starts it, reads first.
-pub(super) fn plan(plan: &Plan) {
-    let memory = plan.memory.iter().map(|(item, _)| item);
-    let items = memory.chain(&plan.copies).chain(&plan.links);
-    let path = |item: &Item| item.from.clone();
-    items.take(FILES_MAX).map(path).for_each(file);
+/// Files that the clone, or who starts it, reads: each is fetched as soon as it is known.
+#[derive(Default)]
+pub(super) struct Ahead(Mutex<BTreeSet<PathBuf>>);
+
+impl Ahead {
+    /// Fetches a file, once.
+    pub fn file(&self, path: &Path) {
+        let mut begun = self.0.lock();
+        if begun.len() < FILES_MAX && begun.insert(path.into()) {
+            file(path.into());
+        }
+    }
 }
 
 fn file(path: PathBuf) {

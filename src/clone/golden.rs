@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use super::ahead::Ahead;
 use crate::report::Hinted;
 
 /// The most that a configuration file may have, in bytes.
@@ -58,6 +59,7 @@ pub struct Golden {
     names: BTreeSet<String>,
     layout: Layout,
     configuration: String,
+    ahead: Ahead,
 }
 
 impl Golden {
@@ -78,7 +80,7 @@ impl Golden {
             }
         }
         let (layout, configuration) = find(&directory, &names, wanted)?;
-        Ok(Self { directory, names, layout, configuration })
+        Ok(Self { directory, names, layout, configuration, ahead: Ahead::default() })
     }
 
     /// The directory, absolute.
@@ -125,8 +127,9 @@ impl Golden {
         self.names.contains(name)
     }
 
-    /// Finds a file that the configuration names. A golden directory may lie elsewhere than when
-    /// its configuration was written, so its own file of that name goes first.
+    /// Finds a file that the configuration names; a mount begins to fetch it then. A golden directory
+    /// may lie elsewhere than when its configuration was written, so its own file of that name goes
+    /// first.
     pub fn file(&self, named: &str) -> Result<PathBuf> {
         let path = Path::new(named);
         let own = path.file_name().and_then(|name| name.to_str()).filter(|name| self.has(name));
@@ -141,6 +144,7 @@ impl Golden {
         if !meta.is_file() {
             bail!("{} names {named}, which is no file", self.configuration);
         }
+        self.ahead.file(&found);
         Ok(found)
     }
 }

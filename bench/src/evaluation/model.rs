@@ -13,7 +13,8 @@
 //! alone, `LAN` and `WAN`; all other links are predicted, and compared with what was measured.
 //!
 //! Several clones at once through one LAN cache take the longest of: one alone, all their work
-//! divided among the processors that they have, all their bytes on the LAN, one's bytes on the WAN.
+//! divided among the processors that they have, all their bytes on the LAN. The work of each further
+//! one is what the second adds; more than two are predicted.
 
 use super::summary::{Group, Summary};
 
@@ -127,40 +128,50 @@ impl Model {
     }
 }
 
-/// One clone through an empty LAN cache, and what follows from it for many.
+/// Clones through an empty LAN cache, one and two at once, and what follows from them for many.
 #[derive(Clone, Copy, Debug)]
 pub struct Fleet {
     /// Seconds that one takes.
     pub one: f64,
     /// Seconds of all processors' work in these.
     pub work: f64,
+    /// Seconds of work that each further one adds.
+    pub further: f64,
     /// Bytes over the WAN.
     pub bytes: f64,
 }
 
 impl Fleet {
+    /// How many at once it is found with, as the x axis has them.
+    pub const FITTED: [&str; 2] = ["1", "2"];
+
     /// Finds it in the groups of raw data.
     pub fn of(groups: &[Group]) -> Option<Self> {
-        let one = |metric: &str| {
+        let cell = |metric: &str, count: &str| {
             let group = groups.iter().find(|g| g.experiment == "fleet" && g.metric == metric)?;
-            Some(group.cell("cold", "1")?.median)
+            Some(group.cell("cold", count)?.median)
         };
+        let [one, two] = Self::FITTED.map(|count| cell("processor time", count));
+        let work = one?;
         Some(Self {
-            one: one("time")?,
-            work: one("processor time")?,
-            bytes: one("bytes over the WAN")?,
+            one: cell("time", Self::FITTED[0])?,
+            work,
+            further: two.map_or(work, |two| (two - work).max(0.0)),
+            bytes: cell("bytes over the WAN", Self::FITTED[0])? * MIB,
         })
     }
 
     /// The time of `count` at once in s: with so many processors in all, and bit/s on the LAN.
     pub fn time(&self, count: f64, processors: f64, lan: f64) -> f64 {
-        self.one.max(count * self.work / processors).max(count * self.bytes * 8.0 / lan)
+        let work = self.work + (count - 1.0) * self.further;
+        self.one.max(work / processors).max(count * self.bytes * 8.0 / lan)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluation::results::{Data, Meta, Sample};
 
     const NEAR: Link = Link { rtt: 0.0002, rate: 1e9 };
     const FAR: Link = Link { rtt: 0.032, rate: 1e9 };
@@ -182,9 +193,37 @@ mod tests {
 
     #[test]
     fn a_fleet_waits_for_its_slowest_resource() {
-        let fleet = Fleet { one: 4.0, work: 2.0, bytes: 1e8 };
+        let fleet = Fleet { one: 4.0, work: 2.0, further: 1.0, bytes: 1e8 };
         assert_eq!(fleet.time(2.0, 2.0, 1e10), 4.0);
-        assert_eq!(fleet.time(8.0, 2.0, 1e10), 8.0);
+        assert_eq!(fleet.time(9.0, 2.0, 1e10), 5.0);
         assert_eq!(fleet.time(8.0, 16.0, 1e9), 6.4);
+    }
+
+    #[test]
+    fn a_fleet_is_found_in_raw_data() {
+        let sample = |x: &str, metric: &str, unit: &str, value| Sample {
+            experiment: "fleet".into(),
+            series: "cold".into(),
+            x: x.into(),
+            metric: metric.into(),
+            unit: unit.into(),
+            value,
+        };
+        let mut samples = vec![
+            sample("1", "time", "s", 4.0),
+            sample("1", "processor time", "s", 3.0),
+            sample("1", "bytes over the WAN", "MiB", 64.0),
+        ];
+        let found = |samples: &[Sample]| {
+            let (meta, parts, notes) = (Meta::default(), Vec::new(), Vec::new());
+            Fleet::of(&Group::all(&Data { meta, parts, samples: samples.to_vec(), notes }))
+        };
+        let alone = found(&samples).expect("all that it takes");
+        assert_eq!((alone.one, alone.work, alone.further), (4.0, 3.0, 3.0));
+        // 64 MiB each: 1 Gbit/s is what 1,000 of them wait for.
+        assert!((alone.time(1000.0, 1e6, 1e9) - 536.87).abs() < 0.01);
+        samples.push(sample("2", "processor time", "s", 4.5));
+        assert_eq!(found(&samples).expect("all").further, 1.5);
+        assert!(found(&samples[1..]).is_none());
     }
 }

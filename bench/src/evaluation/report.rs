@@ -337,7 +337,7 @@ fn fleets(fleet: &Fleet, groups: &[Group]) -> String {
     let mut text = String::from("Clones at once through one LAN cache, cold.\n\n");
     if let (Some(processors), Some(time)) = (processors, time) {
         text.push_str("| at once | predicted for this machine (s) | measured (s) | predicted / measured |\n|---|---|---|---|\n");
-        for x in time.xs.iter().filter(|x| *x != "1") {
+        for x in time.xs.iter().filter(|x| !Fleet::FITTED.contains(&x.as_str())) {
             let (Ok(count), Some(measured)) = (x.parse::<f64>(), time.cell("cold", x)) else {
                 continue;
             };
