@@ -249,8 +249,13 @@ impl Core {
         // The driver of a write-through file waits for a full WRITE or its time, not for each write.
         let wake = state.waiting_bytes >= super::send::FULL_BYTES
             && state.waiting_bytes - written < super::send::FULL_BYTES;
+        // Whoever waits for what was sent before need not wait for this, too.
+        let first = written > 0 && state.dirty.bytes() == written;
         drop(state);
         self.release(freed);
+        if first {
+            node.progress.notify_waiters();
+        }
         if start {
             self.start_driver(node);
         } else if wake {

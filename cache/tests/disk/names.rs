@@ -314,7 +314,6 @@ fn names_wait_for_the_link() {
 
 /// As git makes a pack known: linked to its name and removed from the first one, while it is being sent.
 #[test]
-#[ignore = "nothing is lost, but a write-back now and then does not end: it waits for the file that was linked"]
 fn a_file_that_is_linked_while_it_is_sent_stays() {
     let world = owned();
     let session = world.open();
