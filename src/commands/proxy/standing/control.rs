@@ -292,14 +292,12 @@ impl Control for ProxyControl {
             "resolve" => {
                 conflicts::resolve(&self.named_caches(), &self.record.name, arguments).await?
             }
-            "profile" | "local-file" => bail!(Exit::Refused.mark(anyhow::anyhow!(
-                "{verb} is for mounts; {} is a standing proxy",
-                self.record.name
-            ))),
-            _ if verb.starts_with("cache-") => bail!(Exit::Refused.mark(anyhow::anyhow!(
-                "{verb} is for mounts; {} is a standing proxy",
-                self.record.name
-            ))),
+            _ if verb.starts_with("cache-") || matches!(verb, "profile" | "local-file") => {
+                bail!(Exit::Refused.mark(anyhow::anyhow!(
+                    "{verb} is for mounts; {} is a standing proxy",
+                    self.record.name
+                )))
+            }
             _ => return Ok(None),
         }))
     }
